@@ -185,19 +185,22 @@ class BoneLayer(BaseTunerLayer):
         names = self._present(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
-        merged_before = self.merged_adapters
-        if merged_before:
+        if safe_merge:
+            self.check_merge(names)
+        if self.merged:
             # Round once: start over from the unmerged weight, with the old adapters and the new ones.
+            names = self.merged_adapters + names
             self.unmerge()
-        try:
-            merged = self._merged_weight(merged_before + names, check=safe_merge)
-        except BoneError:
-            if merged_before:
-                self.merge(adapter_names=merged_before)
-            raise
+        merged = self._merged_weight(names)
         self._unmerged_base = _BaseSnapshot(self.get_base_layer())
         self.set_base_weight(merged)
-        self.merged_adapters = merged_before + names
+        self.merged_adapters = names
+
+    def check_merge(self, adapter_names: list[str] | None = None) -> None:
+        """Raise ``BoneError`` if merging these adapters (``None``: the active ones) would give NaN or infinity."""
+        names = self._present(self.active_adapters if adapter_names is None else adapter_names)
+        if not torch.isfinite(self._merged_weight(names)).all():
+            raise BoneError(f"Merging {', '.join(names)} gives NaN or infinity, so nothing was merged: it is broken.")
 
     def unmerge(self) -> None:
         """Put the unmerged base weight back, bit for bit."""
@@ -220,16 +223,12 @@ class BoneLayer(BaseTunerLayer):
         return self.get_base_layer()
 
     @torch.no_grad()
-    def _merged_weight(self, adapter_names: Sequence[str], check: bool) -> Tensor:
+    def _merged_weight(self, adapter_names: Sequence[str]) -> Tensor:
         """The base layer's weight with adapters, rounded to its dtype and oriented as it is stored."""
         weight = self._base_weight()
         dtype = _merge_dtype(weight.dtype)
         frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, bias=None)
         merged = self._stack(adapter_names, frozen, dtype).weight(dtype).to(weight.dtype)
-        if check and not torch.isfinite(merged).all():
-            raise BoneError(
-                f"Merging {', '.join(adapter_names)} gives NaN or infinity, so nothing was merged: the adapter is broken."
-            )
         return merged.T.contiguous() if self.fan_in_fan_out else merged
 
 

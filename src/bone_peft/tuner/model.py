@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     _get_submodules,
@@ -52,6 +52,29 @@ class BoneModel(BaseTuner):
         The 'Bottleneck Network' guide's word for PEFT's ``merge_adapter()``; ``unmerge_adapter()`` takes it back.
         """
         self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As PEFT's, but ``safe_merge`` looks at all layers before it writes the first."""
+        if safe_merge:
+            self._check_merge(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge and safe_merge:
+            self._check_merge(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, adapter_names=adapter_names)
+
+    def _check_merge(self, adapter_names: list[str] | None) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, BoneLayer):
+                with _naming(name), onload_layer(module):
+                    module.check_merge(adapter_names)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         try:

@@ -57,4 +57,5 @@ class BatInput(BatBase):
         u = block_product(dropout(x) if dropout else x, block)
         y = below.output(x + u)
         v = u.reshape(*u.shape[:-1], n, r).sum(-2)
-        return (y.reshape(*y.shape[:-1], -1, r) + v[..., None, :]).reshape(y.shape)
+        rows = y.shape[-1] // r
+        return (y.reshape(*y.shape[:-1], rows, r) + v[..., None, :]).reshape(y.shape)
