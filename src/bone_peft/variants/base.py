@@ -77,6 +77,16 @@ class Variant(ABC):
 
     @classmethod
     @abstractmethod
+    def sides(cls, params: Params) -> tuple[int, int, int]:
+        """``(in, out, r)`` as far as ``params`` tell; a side that they do not depend on is given as ``r``."""
+
+    @classmethod
+    @abstractmethod
+    def rows(cls, params: Params, start: int, stop: int) -> Params:
+        """Parameters whose ``dW`` is ``dW[start:stop]``. Both ends are multiples of ``r``, or the end of ``dW``."""
+
+    @classmethod
+    @abstractmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:
         """Fill ``params`` in place. ``False`` asks for random values; all else starts at ``dW = 0``."""
 

@@ -43,6 +43,16 @@ class Bat(BatBase):
         return {"bone_block": (out_features // r, r, r)}
 
     @classmethod
+    def sides(cls, params: Params) -> tuple[int, int, int]:
+        rows, r, _ = params["bone_block"].shape
+        return r, rows * r, r
+
+    @classmethod
+    def rows(cls, params: Params, start: int, stop: int) -> Params:
+        r = params["bone_block"].shape[-1]
+        return {"bone_block": params["bone_block"][start // r : stop // r]}
+
+    @classmethod
     def delta_weight(cls, params: Params, weight: Tensor) -> Tensor:
         block = params["bone_block"]
         rows, r, _ = block.shape

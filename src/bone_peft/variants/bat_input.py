@@ -43,6 +43,15 @@ class BatInput(BatBase):
         return {"bone_block": (in_features // r, r, r)}
 
     @classmethod
+    def sides(cls, params: Params) -> tuple[int, int, int]:
+        n, r, _ = params["bone_block"].shape
+        return n * r, r, r
+
+    @classmethod
+    def rows(cls, params: Params, start: int, stop: int) -> Params:
+        return params
+
+    @classmethod
     def delta_weight(cls, params: Params, weight: Tensor) -> Tensor:
         block = params["bone_block"]
         n, r, _ = block.shape

@@ -47,6 +47,15 @@ class Bone(Variant):
         return {"bone_block": (r, out_features)}
 
     @classmethod
+    def sides(cls, params: Params) -> tuple[int, int, int]:
+        r, out_features = params["bone_block"].shape
+        return r, out_features, r
+
+    @classmethod
+    def rows(cls, params: Params, start: int, stop: int) -> Params:
+        return {"bone_block": params["bone_block"][:, start:stop]}
+
+    @classmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:
         if init_weights:
             nn.init.zeros_(params["bone_block"])

@@ -37,11 +37,22 @@ class Bottleneck(Variant):
     def refusal(cls, in_features: int, out_features: int, r: int) -> str | None:
         if r >= 1:
             return None
-        return "the bottleneck is round(bottleneck_size * bottleneck_alpha) wide, and that has to be at least 1"
+        return (
+            "the bottleneck is round(bottleneck_size * bottleneck_alpha) wide, and that has to be at least 1"
+        )
 
     @classmethod
     def shapes(cls, in_features: int, out_features: int, r: int) -> dict[str, tuple[int, ...]]:
         return {"bone_down": (r, in_features), "bone_up": (out_features, r)}
+
+    @classmethod
+    def sides(cls, params: Params) -> tuple[int, int, int]:
+        r, in_features = params["bone_down"].shape
+        return in_features, params["bone_up"].shape[0], r
+
+    @classmethod
+    def rows(cls, params: Params, start: int, stop: int) -> Params:
+        return {"bone_down": params["bone_down"], "bone_up": params["bone_up"][start:stop]}
 
     @classmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:
