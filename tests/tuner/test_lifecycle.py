@@ -161,9 +161,9 @@ def test_hotswap_refuses_what_does_not_fit_and_changes_nothing(change, message, 
     from peft.utils.hotswap import hotswap_adapter
 
     base, ids = llama(), tokens()
-    randomize(get_peft_model(copy.deepcopy(base), config_for(**{"target_modules": ["q_proj"], **change}))).save_pretrained(
-        tmp_path
-    )
+    randomize(
+        get_peft_model(copy.deepcopy(base), config_for(**{"target_modules": ["q_proj"], **change}))
+    ).save_pretrained(tmp_path)
     model = randomize(get_peft_model(base, config_for("bone", target_modules=["q_proj"])))
     before = logits(model, ids)
     with pytest.raises(BoneError, match=message):

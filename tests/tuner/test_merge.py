@@ -121,7 +121,10 @@ def test_safe_merge_refuses_and_changes_nothing(variant, value):
 
     layer.merge(adapter_names=["default"])
     merged = weights(layer)
-    with pytest.warns(UserWarning, match="additionally merging"), pytest.raises(BoneError, match="NaN or infinity"):
+    with (
+        pytest.warns(UserWarning, match="additionally merging"),
+        pytest.raises(BoneError, match="NaN or infinity"),
+    ):
         layer.merge(safe_merge=True, adapter_names=["broken"])
     assert_same_bits(weights(layer), merged)
     assert layer.merged_adapters == ["default"]

@@ -11,7 +11,11 @@ from ..models import ALL_VARIANTS, LLAMA_LINEARS, config_for, gpt2, llama, opt, 
 
 
 def adapted(model):
-    return {name.removeprefix("base_model.model.") for name, module in model.named_modules() if isinstance(module, BoneLayer)}
+    return {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, BoneLayer)
+    }
 
 
 def linears(model, *endings):
@@ -37,7 +41,9 @@ def test_all_linear_finds_conv1d():
     assert adapted(get_peft_model(base, BoneConfig(r=8, target_modules="all-linear"))) == expected
 
 
-@pytest.mark.parametrize(("make", "endings"), [(llama, ("q_proj", "v_proj")), (opt, ("q_proj", "v_proj")), (gpt2, ("c_attn",))])
+@pytest.mark.parametrize(
+    ("make", "endings"), [(llama, ("q_proj", "v_proj")), (opt, ("q_proj", "v_proj")), (gpt2, ("c_attn",))]
+)
 def test_defaults_follow_the_architecture(make, endings):
     base = make()
     expected = linears(base, *endings)
@@ -96,9 +102,15 @@ def test_bias(bias, tmp_path):
     base, ids = opt(), tokens()
     config = config_for("bone", target_modules=["q_proj"], bias=bias)
     model = randomize(get_peft_model(base, config))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and name.endswith(".bias")}
+    trained = {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and name.endswith(".bias")
+    }
     all_biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
-    expected = {"none": set(), "all": all_biases, "bone_only": {name for name in all_biases if ".q_proj." in name}}
+    expected = {
+        "none": set(),
+        "all": all_biases,
+        "bone_only": {name for name in all_biases if ".q_proj." in name},
+    }
     assert trained == expected[bias]
 
     for name, parameter in model.named_parameters():

@@ -100,7 +100,9 @@ def test_delta_weight_and_merge(case):
     assert_close(layer.get_delta_weight("default"), delta, wide, "dW")
     layer.merge()
     # Rounded once: within half a unit in the last place of the exact value, plus float32's own rounding.
-    half_ulp = torch.finfo(dtype).eps / 2 * np.abs(before + delta) + TOLERANCE[wide] * max(1, np.abs(delta).max(initial=0))
+    half_ulp = torch.finfo(dtype).eps / 2 * np.abs(before + delta) + TOLERANCE[wide] * max(
+        1, np.abs(delta).max(initial=0)
+    )
     assert (np.abs(numbers(weight) - (before + delta)) <= half_ulp).all()
 
 
@@ -117,7 +119,9 @@ def test_lora_factors(case):
     assert a.shape == (r, features) and b.shape == (out, r)
     weight = numbers(layer.get_base_layer().weight)
     np.testing.assert_allclose(
-        numbers(b) @ numbers(a), DELTA[name]({key: numbers(value) for key, value in params.items()}, weight), atol=1e-12
+        numbers(b) @ numbers(a),
+        DELTA[name]({key: numbers(value) for key, value in params.items()}, weight),
+        atol=1e-12,
     )
 
 

@@ -27,8 +27,8 @@ class BoneConfig(PeftConfig):
 
     Args:
         r: block size (paper: ``r``). Default 64. Bat needs it to divide both sides of every target weight.
-        init_weights: ``True`` starts at ``dW = 0``; ``False`` starts at random values (for tests); ``"bat"`` selects Bat,
-            which starts at ``dW = 0``.
+        init_weights: ``True`` starts at ``dW = 0``; ``False`` starts at random values (for tests); ``"bat"`` selects
+            Bat, which starts at ``dW = 0``.
         share: which side of the weight the blocks of Bat are shared over, ``"output"`` (default; PEFT's Bat) or
             ``"input"`` (RWKV-PEFT's Bat).
         bone_dropout: probability in ``[0, 1)`` of dropping an element of the adapter's input. Default 0.
@@ -54,7 +54,8 @@ class BoneConfig(PeftConfig):
         metadata={"help": "True: dW starts at zero. False: random values. 'bat': the Bat variant."},
     )
     share: Literal["output", "input"] | None = field(
-        default=None, metadata={"help": "Side of the weight that Bat's blocks are shared over. Default 'output'."}
+        default=None,
+        metadata={"help": "Side of the weight that Bat's blocks are shared over. Default 'output'."},
     )
     bone_dropout: float | None = field(default=None, metadata={"help": "Dropout on the adapter's input."})
     bottleneck_size: int | None = field(default=None, metadata={"help": "Base width of the Bottleneck variant."})
@@ -100,8 +101,8 @@ class BoneConfig(PeftConfig):
             return variant_of(self)
         except LookupError:
             raise BoneError(
-                f"bottleneck_size={self.bottleneck_size} and init_weights={self.init_weights!r} ask for two variants at "
-                "once: leave one of them out."
+                f"bottleneck_size={self.bottleneck_size} and init_weights={self.init_weights!r} ask for two variants "
+                "at once: leave one of them out."
             ) from None
 
     def layer_size(self, base_size: int | None = None) -> int:
@@ -129,7 +130,7 @@ class BoneConfig(PeftConfig):
                     setattr(self, name, variant.options[name])
             elif getattr(self, name) is not None:
                 raise BoneError(
-                    f"{name}={getattr(self, name)!r} belongs to {' and '.join(names)}, but the other options select "
+                    f"{name}={getattr(self, name)!r} belongs to {', '.join(names)}, but the other options select "
                     f"{variant.name}, which takes {', '.join(variant.options)}: leave out one or the other."
                 )
 

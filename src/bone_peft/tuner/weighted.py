@@ -52,12 +52,18 @@ def add_weighted_adapter(
 
 
 def _checked(
-    model: BoneModel, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str
+    model: BoneModel,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str,
 ) -> list[BoneConfig]:
     if combination_type != "linear":
         raise BoneError(f"combination_type={combination_type!r} is not there for Bone: use 'linear', which is exact.")
     if len(adapters) != len(weights) or not adapters:
-        raise BoneError(f"There have to be as many weights as adapters: {len(weights)} weights, {len(adapters)} adapters.")
+        raise BoneError(
+            f"There have to be as many weights as adapters: {len(weights)} weights, {len(adapters)} adapters."
+        )
     unknown = [name for name in adapters if name not in model.peft_config]
     if unknown:
         raise BoneError(f"There is no adapter {', '.join(unknown)}: the model has {', '.join(model.peft_config)}.")
@@ -67,7 +73,9 @@ def _checked(
         if isinstance(layer, BoneLayer):
             kinds = {(layer.bone_variant.get(name), layer.bone_r.get(name)) for name in adapters}
             if len(kinds) > 1:
-                raise BoneError(f"{', '.join(adapters)} differ in variant, r or target_modules at {key}: they do not add.")
+                raise BoneError(
+                    f"{', '.join(adapters)} differ in variant, r or target_modules at {key}: they do not add."
+                )
     return [model.peft_config[name] for name in adapters]
 
 

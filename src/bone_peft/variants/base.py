@@ -25,9 +25,14 @@ class Below(Protocol):
 
     Attributes:
         bias: ``(out,)`` or ``None``.
+        frozen: whether nothing in it is trained, so that its weight needs no gradient.
     """
 
-    bias: Tensor | None
+    @property
+    def bias(self) -> Tensor | None: ...
+
+    @property
+    def frozen(self) -> bool: ...
 
     def output(self, x: Tensor) -> Tensor:
         """``x (..., in)`` to ``W x + bias (..., out)``."""
@@ -35,6 +40,10 @@ class Below(Protocol):
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """``W (out, in)`` in ``dtype``. May cost a dequantization: ask only if there is no other way."""
+        ...
+
+    def linear(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """``W`` and ``bias``, if ``output`` is no more than ``F.linear`` with them in the dtype of ``x``."""
         ...
 
 
@@ -127,6 +136,14 @@ class Variant(ABC):
         Returns:
             ``(..., out)``.
         """
+
+    @classmethod
+    def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:
+        """:meth:`forward` by way of ``bone_peft.ops``, or ``None`` where that has nothing faster.
+
+        ``params`` are in the dtype that they are kept in.
+        """
+        return None
 
     @classmethod
     def lora_factors(cls, params: Params, in_features: int) -> tuple[Tensor, Tensor] | None:

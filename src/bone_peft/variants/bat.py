@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.bat import bat_layer
 from .base import Below, Dropout, Params, Variant
 
 
@@ -18,7 +19,9 @@ class BatBase(Variant):
     def refusal(cls, in_features: int, out_features: int, r: int) -> str | None:
         if in_features % r == 0 and out_features % r == 0:
             return None
-        return f"Bat needs r to divide both sides of the weight, and r={r} does not divide {out_features} x {in_features}"
+        return (
+            f"Bat needs r to divide both sides of the weight, and r={r} does not divide {out_features} x {in_features}"
+        )
 
     @classmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:
@@ -66,3 +69,7 @@ class Bat(BatBase):
         if dropout:
             return below.output(x) + F.linear(dropout(x), delta)
         return F.linear(x, weight + delta, below.bias)
+
+    @classmethod
+    def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:
+        return None if dropout else bat_layer(x, params["bone_block"], below)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.bat_input import bat_input_layer
 from .base import Below, Dropout, Params, Variant
 from .bat import BatBase
 
@@ -68,3 +69,7 @@ class BatInput(BatBase):
         v = u.reshape(*u.shape[:-1], n, r).sum(-2)
         rows = y.shape[-1] // r
         return (y.reshape(*y.shape[:-1], rows, r) + v[..., None, :]).reshape(y.shape)
+
+    @classmethod
+    def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:
+        return None if dropout else bat_input_layer(x, params["bone_block"], below)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.bone import bone_layer
 from .base import Below, Dropout, Params, Variant
 
 
@@ -74,6 +75,10 @@ class Bone(Variant):
         block = params["bone_block"]
         s = block_sum(dropout(x) if dropout else x, block.shape[0])
         return below.output(x) + s @ block
+
+    @classmethod
+    def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
+        return bone_layer(x, params["bone_block"], below, dropout)
 
     @classmethod
     def lora_factors(cls, params: Params, in_features: int) -> tuple[Tensor, Tensor]:

@@ -37,9 +37,7 @@ class Bottleneck(Variant):
     def refusal(cls, in_features: int, out_features: int, r: int) -> str | None:
         if r >= 1:
             return None
-        return (
-            "the bottleneck is round(bottleneck_size * bottleneck_alpha) wide, and that has to be at least 1"
-        )
+        return "the bottleneck is round(bottleneck_size * bottleneck_alpha) wide, and that has to be at least 1"
 
     @classmethod
     def shapes(cls, in_features: int, out_features: int, r: int) -> dict[str, tuple[int, ...]]:
