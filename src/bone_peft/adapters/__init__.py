@@ -1,0 +1,53 @@
+"""Adapters as values, and the files they come in: one file of this folder for each format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import BoneError
+from . import bone, lora, miss, rwkv
+from .adapter import Adapter, ShapeOf
+from .format import Format
+
+__all__ = ["FORMATS", "Adapter", "Format", "ShapeOf", "read_adapter", "write_adapter"]
+
+FORMATS: dict[str, Format] = {format.name: format for format in (bone.BONE, miss.MISS, lora.LORA, rwkv.RWKV)}
+"""Every format, by the name that ``bone convert --to`` takes."""
+
+
+def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
+    """Read an adapter of any format.
+
+    Args:
+        path: a PEFT folder (Bone, MiSS or LoRA), or an RWKV-PEFT ``.pth`` file.
+
+    Returns:
+        The adapter, and the format it was found in.
+
+    Raises:
+        BoneError: nothing there that any format recognizes, or the file is unsound.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BoneError(f"There is no adapter at {path}: check the path.")
+    for format in FORMATS.values():
+        if format.recognizes(path):
+            return format.read(path), format
+    raise BoneError(
+        f"{path} is no adapter that bone knows: it takes a PEFT folder of Bone, MiSS or LoRA (with "
+        "adapter_config.json) or a .pth file of RWKV-PEFT."
+    )
+
+
+def write_adapter(adapter: Adapter, to: str, out: str | Path, *, force: bool = False) -> None:
+    """Write an adapter in a format. ``out`` appears when it is whole.
+
+    Raises:
+        BoneError: no such format, the format cannot hold this adapter, or ``out`` exists.
+    """
+    if to not in FORMATS:
+        raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
+    out = Path(out)
+    if out.exists() and not force:
+        raise BoneError(f"{out} exists already; choose another name, or pass --force to replace it.")
+    FORMATS[to].write(adapter, out)

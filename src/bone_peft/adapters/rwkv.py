@@ -1,0 +1,55 @@
+"""RWKV-PEFT: a ``.pth`` dict, ``<module>.disha`` (older: ``<module>.bone``). Three dimensions mean Bat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BoneError
+from ..files import whole_file
+from ..reading import read_torch
+from ..reading.names import check_names
+from ..tuner.config import BoneConfig
+from . import peft_folder
+from .adapter import Adapter
+from .format import Format
+
+_NAMES = {"disha": "bone_block", "bone": "bone_block"}
+
+
+def recognizes(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".pth"
+
+
+def read(path: Path) -> Adapter:
+    stored = read_torch(path).tensors
+    check_names(stored, str(path))
+    layers, whole = peft_folder.split({name: tensor.read() for name, tensor in stored.items()}, _NAMES)
+    dimensions = {params["bone_block"].ndim for params in layers.values()}
+    if dimensions not in ({2}, {3}):
+        raise BoneError(f"{path} is no Bone or Bat of RWKV-PEFT: it has no .disha tensors, or of several kinds.")
+    options: dict[str, Any] = {"init_weights": "bat", "share": "input"} if dimensions == {3} else {"init_weights": True}
+    config = BoneConfig(
+        target_modules=sorted(layers),
+        modules_to_save=sorted({name.rpartition(".")[0] for name in whole} - {""}) or None,
+        inference_mode=True,
+        **options,
+    )
+    adapter = Adapter(config, layers, whole).checked(str(path))
+    config = peft_folder.with_sizes(config, {module: adapter.r(module) for module in layers})
+    return Adapter(config, layers, whole)
+
+
+def write(adapter: Adapter, path: Path) -> None:
+    if path.suffix != ".pth":
+        raise BoneError(f"RWKV-PEFT's adapters are .pth files: call the output {path.name}.pth.")
+    if adapter.variant.name not in ("bone", "bat-input"):
+        raise BoneError(f"RWKV-PEFT has no {adapter.variant.name}: it has Bone, and Bat with share='input'.")
+    named = {f"{module}.disha": params["bone_block"] for module, params in adapter.layers.items()}
+    with whole_file(path) as file:
+        torch.save(named | adapter.whole, file)
+
+
+RWKV = Format("rwkv", "RWKV-PEFT file", recognizes, read, write)

@@ -1,0 +1,136 @@
+"""What every kind of checkpoint offers, and what is to change in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import lcm
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import BoneError
+from ..tuner.stack import Adapted, Frozen
+from ..variants import Below, Params, Variant
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written and bytes to write."""
+
+CHUNK = 8 * 2**20
+"""Elements that are merged at a time: few enough for memory to stay flat, enough for two cores."""
+
+
+class Readable(Protocol):
+    """A tensor that can be read whole or by rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self) -> Tensor: ...
+
+    def read_rows(self, start: int, stop: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a stored weight becomes.
+
+    Attributes:
+        adapters: variant and tensors of each adapter, in their order.
+        replacement: the value to start from instead of the stored one.
+        transposed: whether the weight is stored as ``(in, out)``.
+    """
+
+    adapters: Sequence[tuple[type[Variant], Params]] = ()
+    replacement: Tensor | None = None
+    transposed: bool = False
+
+    @torch.no_grad()
+    def pieces(self, stored: Readable) -> Iterator[Tensor]:
+        """The new weight in row-major pieces, in the stored type. Computed in float32, rounded once.
+
+        Raises:
+            BoneError: if the new weight holds NaN or infinity.
+        """
+        if self.replacement is not None and self.replacement.shape != stored.shape:
+            raise BoneError(
+                f"The adapter brings a weight of shape {tuple(self.replacement.shape)} where the base has "
+                f"{tuple(stored.shape)}: resize the base's vocabulary first."
+            )
+        dtype = stored.dtype or torch.float32
+        rows = stored.shape[0] if stored.shape else 1
+        step = rows if self.transposed or len(stored.shape) != 2 else self._step(stored.shape[1])
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            if self.replacement is not None:
+                piece = self.replacement.to(dtype)
+                piece = piece[start:stop] if piece.ndim else piece
+            else:
+                piece = stored.read_rows(start, stop) if step < rows else stored.read()
+            piece = self._merged(piece, None if step >= rows else (start, stop))
+            if not torch.isfinite(piece).all():
+                raise BoneError("Merging gives NaN or infinity, so nothing was written: the adapter is broken.")
+            yield piece
+
+    def _step(self, columns: int) -> int:
+        """Rows of a piece; a piece ends where a block of every adapter ends."""
+        multiple = lcm(*(variant.sides(params)[2] for variant, params in self.adapters))
+        return max(CHUNK // columns // multiple, 1) * multiple
+
+    def _merged(self, weight: Tensor, span: tuple[int, int] | None) -> Tensor:
+        if not self.adapters:
+            return weight.contiguous()
+        stored = weight.T if self.transposed else weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        below: Below = Frozen(call=_no_call, read_weight=lambda: stored, bias=None)
+        for variant, params in self.adapters:
+            part = params if span is None else variant.rows(params, *span)
+            below = Adapted(below, variant, part, None)
+        merged = below.weight(dtype).to(weight.dtype)
+        return (merged.T if self.transposed else merged).contiguous()
+
+
+def _no_call(x: Tensor) -> Tensor:
+    raise AssertionError("a stored weight cannot be called")
+
+
+class Checkpoint(Protocol):
+    """A base model in files.
+
+    Attributes:
+        name: what the user called it.
+        tensors: every stored tensor, by the name of the parameter it becomes.
+        nbytes: of all weights.
+    """
+
+    name: str
+
+    @property
+    def tensors(self) -> Mapping[str, Readable]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def shape_of(self, module: str) -> tuple[int, int]:
+        """``(out, in)`` of a linear module's weight. Raises BoneError if there is none of this name."""
+        ...
+
+    def transposed(self, module: str) -> bool:
+        """Whether the weight of a module is stored as ``(in, out)``."""
+        ...
+
+    def write(self, out: Path, edits: Mapping[str, Edit], progress: Progress) -> None:
+        """Write the checkpoint again, to a new folder (RWKV: file), with some parameters changed.
+
+        Raises:
+            BoneError: an edit names a parameter that this checkpoint cannot take.
+        """
+        ...

@@ -1,0 +1,124 @@
+"""The outline of a Transformers model: names and shapes on the meta device, no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import BoneError
+
+_AUTO = {
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": transformers.AutoModel,
+}
+
+
+@dataclass
+class Names:
+    """Which parameter each tensor of a checkpoint becomes.
+
+    Attributes:
+        parameters: parameter name by checkpoint name, where a tensor becomes one parameter as it is.
+        converted: names of parameters that Transformers computes out of several tensors, or of parts of one.
+    """
+
+    parameters: dict[str, str] = field(default_factory=dict)
+    converted: set[str] = field(default_factory=set)
+
+
+def outline(config: Any, task_type: str | None = None) -> nn.Module:
+    """The model that ``config`` describes, on the meta device: a moment, and no memory.
+
+    Raises:
+        BoneError: Transformers cannot build it.
+    """
+    architecture = (config.architectures or [None])[0]
+    cls = _AUTO.get(task_type or "") or getattr(transformers, architecture or "", None)
+    build = getattr(cls, "_from_config", None) or (cls or transformers.AutoModelForCausalLM).from_config
+    try:
+        with torch.device("meta"):
+            return build(config, dtype=config.dtype or torch.float32).eval()
+    except Exception as error:
+        raise BoneError(f"Transformers cannot build a {config.model_type} model from this config ({error}).") from error
+
+
+def parameter_names(model: nn.Module, stored: Iterable[str]) -> Names:
+    """Follow the names of a checkpoint to the names of the model's parameters, as Transformers does when it loads."""
+    known: Any = model.state_dict()
+    mapping = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix: Any = model.base_model_prefix
+    names = Names()
+    for name in stored:
+        parameter, pattern = rename_source_key(name, renamings, converters, prefix, known)
+        if parameter not in known and name in known:
+            parameter, pattern = rename_source_key(name, [], [], prefix, known)
+        if parameter not in known:
+            continue
+        if pattern is None:
+            names.parameters[name] = parameter
+        else:
+            targets = {parameter}
+            converter = next(entry for entry in converters if pattern in entry.source_patterns)
+            # One tensor that becomes several is listed under the first of them.
+            targets |= {parameter.replace(converter.target_patterns[0], t) for t in converter.target_patterns}
+            names.converted |= targets
+    return names
+
+
+def linear_shape(model: nn.Module, module: str) -> tuple[int, int] | None:
+    """``(out, in)`` of a linear module, ``None`` if there is none of this name."""
+    try:
+        found = model.get_submodule(module)
+    except AttributeError:
+        return None
+    if isinstance(found, nn.Linear):
+        return found.out_features, found.in_features
+    if isinstance(found, Conv1D):
+        return found.nf, found.weight.shape[0]
+    return None
+
+
+def is_transposed(model: nn.Module, module: str) -> bool:
+    """Whether the module keeps its weight as ``(in, out)``, as GPT-2 does."""
+    return isinstance(model.get_submodule(module), Conv1D)
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """Parameters that are others by another name: ``{"lm_head.weight": "model.embed_tokens.weight"}``."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    names = list(dict(model.named_parameters(remove_duplicate=False)))
+    found = {}
+    for target, source in tied.items():
+        # Keys may be regular expressions; then they pair names in order.
+        targets = [name for name in names if re.fullmatch(target, name)] or [target]
+        sources = [name for name in names if re.fullmatch(source, name)] or [source]
+        if len(sources) == 1:
+            sources *= len(targets)
+        found |= dict(zip(targets, sources, strict=False))
+    return found
+
+
+def load_config(path: Path) -> Any:
+    """The config of a model folder; ``None`` if Transformers does not know the model."""
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except ValueError:
+        return None
+    except Exception as error:
+        raise BoneError(f"{path / 'config.json'} is no model config ({error}).") from error
