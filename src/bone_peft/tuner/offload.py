@@ -1,0 +1,31 @@
+"""Reading tensors that Accelerate keeps on the CPU or the disk while their layer does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate.hooks import AlignDevicesHook
+from torch import nn
+
+
+@contextmanager
+def onloaded(*modules: nn.Module) -> Iterator[None]:
+    """Bring the tensors of ``modules`` to the device where they are not there.
+
+    Accelerate does so when a module is called; this is for modules that are read instead. A tensor that was taken out
+    of a module stays valid afterwards. For modules without offloading this costs a dictionary look-up each.
+    """
+    hooks = [(module, vars(module)["_hf_hook"]) for module in modules if "_hf_hook" in vars(module)]
+    hooks = [
+        (module, hook)
+        for module, hook in hooks
+        if isinstance(hook, AlignDevicesHook) and any(p.is_meta for p in module.parameters(recurse=False))
+    ]
+    for module, hook in hooks:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module, hook in hooks:
+            hook.post_forward(module, None)
