@@ -1,4 +1,7 @@
-"""RWKV-PEFT: a ``.pth`` dict, ``<module>.disha`` (older: ``<module>.bone``). Three dimensions mean Bat."""
+"""RWKV-PEFT: a ``.pth`` dict, ``<module>.disha`` (older: ``<module>.bone``). Three dimensions mean Bat.
+
+Only the file has RWKV's names; in memory the modules are called as in the Hugging Face model.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from ..errors import BoneError
 from ..files import whole_file
 from ..reading import read_torch
 from ..reading.names import check_names
+from ..rwkv.names import hf_layout, hf_name, pth_layout, pth_name
 from ..tuner.config import BoneConfig
 from . import peft_folder
 from .adapter import Adapter
@@ -27,6 +31,8 @@ def read(path: Path) -> Adapter:
     stored = read_torch(path).tensors
     check_names(stored, str(path))
     layers, whole = peft_folder.split({name: tensor.read() for name, tensor in stored.items()}, _NAMES)
+    layers = {hf_name(module): params for module, params in layers.items()}
+    whole = {hf_name(name): hf_layout(name, tensor) for name, tensor in whole.items()}
     dimensions = {params["bone_block"].ndim for params in layers.values()}
     if dimensions not in ({2}, {3}):
         raise BoneError(f"{path} is no Bone or Bat of RWKV-PEFT: it has no .disha tensors, or of several kinds.")
@@ -47,9 +53,11 @@ def write(adapter: Adapter, path: Path) -> None:
         raise BoneError(f"RWKV-PEFT's adapters are .pth files: call the output {path.name}.pth.")
     if adapter.variant.name not in ("bone", "bat-input"):
         raise BoneError(f"RWKV-PEFT has no {adapter.variant.name}: it has Bone, and Bat with share='input'.")
-    named = {f"{module}.disha": params["bone_block"] for module, params in adapter.layers.items()}
+    tensors = {f"{pth_name(module)}.disha": params["bone_block"] for module, params in adapter.layers.items()}
+    for name, tensor in adapter.whole.items():
+        tensors[pth_name(name)] = pth_layout(pth_name(name), tensor)
     with whole_file(path) as file:
-        torch.save(named | adapter.whole, file)
+        torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 RWKV = Format("rwkv", "RWKV-PEFT file", recognizes, read, write)
