@@ -1,0 +1,137 @@
+"""A linear layer with Bat's weight. ``W'`` is built for the product and built again in backward, never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .base_layer import BaseLayer
+from .bat_weight import bat_weight, bat_weight_backward
+from .dispatch import computing_dtype, rows
+
+
+def bat_layer(x: Tensor, block: Tensor, below: BaseLayer) -> Tensor | None:
+    """The output ``(..., out)`` of a layer with Bat, for ``x (..., in)`` and ``B (out/r, r, r)``.
+
+    ``None`` if something below is trained too: its gradient has to come from the definition.
+    """
+    block = block.contiguous()
+    linear = below.linear(x)
+    if linear is not None:
+        return linear_bat(x, *linear, block)
+    if not below.frozen:
+        return None
+    dtype = computing_dtype(x)
+    bias = None if below.bias is None else below.bias.to(dtype)
+    return linear_bat(x.to(dtype), lambda: below.weight(dtype), bias, block)
+
+
+def linear_bat(x: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | None, block: Tensor) -> Tensor:
+    """``W' x + b``.
+
+    Args:
+        x: ``(..., in)``.
+        weight: ``W (out, in)`` in the dtype of ``x``, without gradient; or a function that returns it, called once in
+            forward and once in backward, so that a dequantized weight is not kept either.
+        bias: ``(out,)`` in the dtype of ``x``, without gradient, or ``None``.
+        block: ``B (out/r, r, r)``, of any dtype; its gradient has the same.
+
+    Returns:
+        ``(..., out)``.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.bone_peft.linear_bat(x, weight if isinstance(weight, Tensor) else weight(), bias, block)
+    if isinstance(weight, Tensor):
+        return _LinearBat.apply(x, weight, None, bias, block)
+    return _LinearBat.apply(x, None, weight, bias, block)
+
+
+def _backward(
+    dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """``dx`` and, if ``x`` is given, ``dB``."""
+    flat = rows(dy)
+    weight = weight.contiguous()
+    dblock = None
+    if x is None:
+        new: Tensor | None = bat_weight(weight, block)
+    else:
+        new, dblock = bat_weight_backward(weight, block, flat.T @ rows(x), rebuild=needs_x)
+    dx = (flat @ new).view(*dy.shape[:-1], weight.shape[1]) if needs_x and new is not None else None
+    return dx, dblock
+
+
+class _LinearBat(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        read_weight: Callable[[], Tensor] | None,
+        bias: Tensor | None,
+        block: Tensor,
+    ) -> Tensor:
+        ctx.read_weight = read_weight
+        ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, weight, block)
+        base = read_weight() if read_weight is not None else weight
+        return F.linear(x, bat_weight(base.contiguous(), block), bias)  # type: ignore[union-attr]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, block = ctx.saved_tensors
+        base = weight if ctx.read_weight is None else ctx.read_weight()
+        dx, dblock = _backward(dy, x, base, block, ctx.needs_input_grad[0])
+        return dx, None, None, None, dblock
+
+
+# For torch.compile: the same functions as operators that the compiler does not look into.
+
+
+@torch.library.custom_op(
+    "bone_peft::linear_bat", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor"
+)
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return F.linear(x, bat_weight(weight.contiguous(), block), bias)
+
+
+@_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op(
+    "bone_peft::bat_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)",
+)
+def _backward_op(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
+    dx, dblock = _backward(dy, x, weight, block, needs_x)
+    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
+
+
+@_backward_op.register_fake
+def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else dy.new_empty(0)
+    return dx, dy.new_empty(0) if x is None else block.new_empty(block.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, block = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, block)
+
+
+def _linear_op_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, block = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dx, dblock = torch.ops.bone_peft.bat_backward(dy, x, weight, block, needs[0])
+    return dx if needs[0] else None, None, None, dblock if needs[3] else None
+
+
+_linear_op.register_autograd(_linear_op_backward, setup_context=_save)

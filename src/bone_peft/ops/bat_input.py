@@ -1,0 +1,214 @@
+"""Input-shared Bat: ``z = x + u`` and ``v = sum_i u_i`` with ``u_i = D_i x_i``, and ``y = W z + b + tile(v)``.
+
+The weight is a black box. ``z`` and ``v`` come from one pass over ``x``; backward is one pass over ``x`` and the
+gradient of ``z``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .base_layer import BaseLayer
+from .bat_input_kernels import transform, transform_backward
+from .block_sum import add_to_blocks, block_sum
+from .dispatch import computing_dtype, rows, use_triton
+
+
+def bat_input_layer(x: Tensor, block: Tensor, below: BaseLayer) -> Tensor:
+    """The output ``(..., out)`` of a layer with input-shared Bat, for ``x (..., in)`` and ``D (in/r, r, r)``."""
+    block = block.contiguous()
+    linear = below.linear(x)
+    if linear is not None:
+        return linear_bat_input(x, *linear, block)
+    z, v = bat_input(x.to(computing_dtype(x)), block)
+    return add_tiled(below.output(z), v)
+
+
+def linear_bat_input(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    """``W (x + u) + b + tile(v)`` for a plain linear layer.
+
+    Args:
+        x: ``(..., in)``.
+        weight, bias: ``W (out, in)`` and ``b (out,)`` or ``None``, in the dtype of ``x``; they get no gradient.
+        block: ``D (in/r, r, r)``, of any dtype; its gradient has the same.
+
+    Returns:
+        ``(..., out)``.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.bone_peft.linear_bat_input(x, weight, bias, block)
+    return _LinearBatInput.apply(x, weight, bias, block)
+
+
+def bat_input(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """``z (..., in)`` in the dtype of ``x``, and ``v (tokens, r)``, for a base layer that is a black box."""
+    if torch.compiler.is_compiling():
+        return torch.ops.bone_peft.bat_input(x, block)
+    return _BatInput.apply(x, block)
+
+
+def add_tiled(y: Tensor, v: Tensor) -> Tensor:
+    """``y (..., out)`` plus ``v (tokens, r)`` in each of its blocks."""
+    if torch.compiler.is_compiling():
+        tiled = y.reshape(v.shape[0], -1, v.shape[1]) + v[:, None, :]
+        return tiled.to(y.dtype).view(y.shape)
+    return _AddTiled.apply(y, v)
+
+
+def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    z, v = transform(rows(x), block)
+    y = add_to_blocks(None, v, weight.T, bias).addmm_(z, weight.T)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _linear_backward(
+    dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    flat = rows(dy)
+    dv = block_sum(flat, block.shape[-1])
+    dx, dblock = transform_backward(flat @ weight, dv, None if x is None else rows(x), block, needs_x)
+    return None if dx is None else dx.view(*dy.shape[:-1], weight.shape[1]), dblock
+
+
+class _LinearBatInput(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, block)
+        return _linear_forward(x, weight, bias, block)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, block = ctx.saved_tensors
+        dx, dblock = _linear_backward(dy, x, weight, block, ctx.needs_input_grad[0])
+        return dx, None, None, dblock
+
+
+class _BatInput(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, block)
+        z, v = transform(rows(x), block)
+        return z.view(x.shape), v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+        x, block = ctx.saved_tensors
+        flat = None if x is None else rows(x)
+        dx, dblock = transform_backward(rows(dz), dv.contiguous(), flat, block, ctx.needs_input_grad[0])
+        return None if dx is None else dx.view(dz.shape), dblock
+
+
+class _AddTiled(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, v: Tensor) -> Tensor:
+        ctx.r = v.shape[1]
+        return add_to_blocks(rows(y), v, y).view(y.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy, block_sum(rows(dy), ctx.r) if ctx.needs_input_grad[1] else None
+
+
+# For torch.compile: the same functions as operators that the compiler does not look into.
+
+
+def _empty_v(x: Tensor, r: int) -> Tensor:
+    tokens = x.numel() // x.shape[-1]
+    return x.new_empty(tokens, r, dtype=torch.float32 if use_triton(x, r) else x.dtype)
+
+
+@torch.library.custom_op(
+    "bone_peft::linear_bat_input",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor",
+)
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return _linear_forward(x, weight, bias, block)
+
+
+@_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op(
+    "bone_peft::linear_bat_input_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)",
+)
+def _linear_backward_op(
+    dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
+) -> tuple[Tensor, Tensor]:
+    dx, dblock = _linear_backward(dy, x, weight, block, needs_x)
+    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
+
+
+@_linear_backward_op.register_fake
+def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else dy.new_empty(0)
+    return dx, dy.new_empty(0) if x is None else block.new_empty(block.shape)
+
+
+@torch.library.custom_op("bone_peft::bat_input", mutates_args=(), schema="(Tensor x, Tensor block) -> (Tensor, Tensor)")
+def _bat_input_op(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    z, v = transform(rows(x), block)
+    return z.view(x.shape), v
+
+
+@_bat_input_op.register_fake
+def _(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), _empty_v(x, block.shape[-1])
+
+
+@torch.library.custom_op(
+    "bone_peft::bat_input_backward",
+    mutates_args=(),
+    schema="(Tensor dz, Tensor dv, Tensor? x, Tensor block, bool needs_x) -> (Tensor, Tensor)",
+)
+def _bat_input_backward_op(
+    dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool
+) -> tuple[Tensor, Tensor]:
+    dx, dblock = transform_backward(rows(dz), dv.contiguous(), None if x is None else rows(x), block, needs_x)
+    return dz.new_empty(0) if dx is None else dx.view(dz.shape), dz.new_empty(0) if dblock is None else dblock
+
+
+@_bat_input_backward_op.register_fake
+def _(dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
+    dx = dz.new_empty(dz.shape) if needs_x else dz.new_empty(0)
+    return dx, dz.new_empty(0) if x is None else block.new_empty(block.shape)
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, block = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, block)
+
+
+def _linear_op_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, block = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dx, dblock = torch.ops.bone_peft.linear_bat_input_backward(dy, x, weight, block, needs[0])
+    return dx if needs[0] else None, None, None, dblock if needs[3] else None
+
+
+def _save_bat_input(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, block = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, block)
+
+
+def _bat_input_op_backward(ctx: Any, dz: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+    x, block = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dx, dblock = torch.ops.bone_peft.bat_input_backward(dz, dv, x, block, needs[0])
+    return dx if needs[0] else None, dblock if needs[1] else None
+
+
+_linear_op.register_autograd(_linear_op_backward, setup_context=_save_linear)
+_bat_input_op.register_autograd(_bat_input_op_backward, setup_context=_save_bat_input)

@@ -1,0 +1,248 @@
+"""Bone on a layer's output: ``y0 + s D``, and ``W x + b + s D`` at once where the layer is a plain linear.
+
+Backward keeps ``s`` and never ``x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from . import decode
+from .base_layer import BaseLayer
+from .dispatch import computing_dtype, rows
+from .product import product, product_backward
+from .shared import with_block_sum
+
+
+def bone_layer(x: Tensor, block: Tensor, below: BaseLayer, dropout: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The output of a layer with Bone: ``below(x) + s D``.
+
+    Args:
+        x: ``(..., in)``.
+        block: ``D (r, out)``, of any dtype.
+        below: the frozen layer; a black box, unless it says that it is a plain linear.
+        dropout: applied to the ``x`` that the block sum sees, or ``None``.
+
+    Returns:
+        ``(..., out)``.
+    """
+    block = block.contiguous()
+    r = block.shape[0]
+    if dropout is not None:
+        _, s, handle = with_block_sum(dropout(x), r)
+    else:
+        linear = below.linear(x)
+        if linear is not None and not _needs_gradient(x, block) and decode.takes(x, linear[0], r):
+            return decode.linear_bone_token(x, *linear, block)
+        x, s, handle = with_block_sum(x, r)
+        if linear is not None:
+            return linear_bone(x, s, handle, *linear, block)
+    y = below.output(x)
+    dtype = torch.promote_types(y.dtype, computing_dtype(x))
+    return add_bone(y.to(dtype), s.to(dtype), handle, block)
+
+
+def _needs_gradient(x: Tensor, block: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or block.requires_grad)
+
+
+def linear_bone(x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    """``W x + b + s D``.
+
+    Args:
+        x: ``(..., in)``.
+        s: ``(tokens, r)``, the block sums of ``x`` in its dtype.
+        handle: ``(tokens, r)``, takes the gradient of ``s``; its values are not read.
+        weight, bias: ``W (out, in)`` and ``b (out,)`` or ``None``, in the dtype of ``x``; they get no gradient.
+        block: ``D (r, out)``, of any dtype; its gradient has the same.
+
+    Returns:
+        ``(..., out)`` in the dtype of ``x``.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.bone_peft.linear_bone(x, s, handle, weight, bias, block)[0]
+    return _LinearBone.apply(x, s, handle, weight, bias, block)
+
+
+def add_bone(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> Tensor:
+    """``y + s D``, for a base layer that is a black box.
+
+    Args:
+        y: ``(..., out)``, the base layer's output.
+        s, handle: ``(tokens, r)``, as above.
+        block: ``D (r, out)``.
+
+    Returns:
+        ``(..., out)`` in the dtype of ``y``.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.bone_peft.add_bone(y, s, handle, block)[0]
+    return _AddBone.apply(y, s, handle, block)
+
+
+def _linear_forward(x: Tensor, s: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> tuple[Tensor, Tensor]:
+    # s D first and the large product onto it: the other order would read and write y once more.
+    y, rounded = product(s, block, bias)
+    y.addmm_(rows(x), weight.T)
+    return y.view(*x.shape[:-1], y.shape[-1]), rounded
+
+
+def _add_forward(y: Tensor, s: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    out, rounded = product(s, block, y=rows(y))
+    return out.view(y.shape), rounded
+
+
+class _LinearBone(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
+    ) -> Tensor:
+        needs = ctx.needs_input_grad
+        y, rounded = _linear_forward(x, s, weight, bias, block)
+        ctx.dtype = block.dtype
+        ctx.save_for_backward(s if needs[5] else None, weight if needs[0] else None, rounded)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        s, weight, block = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        flat = rows(dy)
+        dx = (flat @ weight).view(*dy.shape[:-1], weight.shape[1]) if needs[0] else None
+        ds, dblock = product_backward(flat, s, block, ctx.dtype, needs[2])
+        return dx, None, ds, None, None, dblock
+
+
+class _AddBone(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> Tensor:
+        out, rounded = _add_forward(y, s, block)
+        ctx.dtype = block.dtype
+        ctx.save_for_backward(s if ctx.needs_input_grad[3] else None, rounded)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        s, block = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        ds, dblock = product_backward(rows(dy), s, block, ctx.dtype, needs[2])
+        return dy if needs[0] else None, None, ds, dblock
+
+
+# For torch.compile: the same functions as operators that the compiler does not look into.
+
+
+@torch.library.custom_op(
+    "bone_peft::linear_bone",
+    mutates_args=(),
+    schema="(Tensor x, Tensor s, Tensor handle, Tensor weight, Tensor? bias, Tensor block) -> (Tensor, Tensor)",
+)
+def _linear_op(
+    x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
+) -> tuple[Tensor, Tensor]:
+    y, rounded = _linear_forward(x, s, weight, bias, block)
+    return y, rounded.clone() if rounded is block else rounded
+
+
+@_linear_op.register_fake
+def _(
+    x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), torch.empty_like(block, dtype=s.dtype)
+
+
+@torch.library.custom_op(
+    "bone_peft::add_bone",
+    mutates_args=(),
+    schema="(Tensor y, Tensor s, Tensor handle, Tensor block) -> (Tensor, Tensor)",
+)
+def _add_op(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    out, rounded = _add_forward(y, s, block)
+    return out, rounded.clone() if rounded is block else rounded
+
+
+@_add_op.register_fake
+def _(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), torch.empty_like(block, dtype=s.dtype)
+
+
+@torch.library.custom_op(
+    "bone_peft::bone_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor? s, Tensor? weight, Tensor block, ScalarType dtype, ScalarType wide, bool needs_s)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _backward_op(
+    dy: Tensor,
+    s: Tensor | None,
+    weight: Tensor | None,
+    block: Tensor,
+    dtype: torch.dtype,
+    wide: torch.dtype,
+    needs_s: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    flat = rows(dy)
+    dx = dy.new_empty(0) if weight is None else (flat @ weight).view(*dy.shape[:-1], weight.shape[1])
+    ds, dblock = product_backward(flat, s, block, dtype, needs_s)
+    return (
+        dx,
+        dy.new_empty(0) if ds is None else ds.to(wide),
+        dy.new_empty(0) if dblock is None else dblock,
+    )
+
+
+@_backward_op.register_fake
+def _(
+    dy: Tensor,
+    s: Tensor | None,
+    weight: Tensor | None,
+    block: Tensor,
+    dtype: torch.dtype,
+    wide: torch.dtype,
+    needs_s: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = dy.numel() // dy.shape[-1]
+    return (
+        dy.new_empty(0) if weight is None else dy.new_empty(*dy.shape[:-1], weight.shape[1]),
+        dy.new_empty(tokens, block.shape[0], dtype=wide) if needs_s else dy.new_empty(0),
+        dy.new_empty(0) if s is None else torch.empty_like(block, dtype=dtype),
+    )
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, s, handle, weight, _, block = inputs
+    needs = ctx.needs_input_grad
+    ctx.dtypes = block.dtype, handle.dtype
+    ctx.save_for_backward(s if needs[5] else None, weight if needs[0] else None, output[1])
+
+
+def _linear_op_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    s, weight, block = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dx, ds, dblock = torch.ops.bone_peft.bone_backward(dy, s, weight, block, *ctx.dtypes, needs[2])
+    return dx if needs[0] else None, None, ds if needs[2] else None, None, None, dblock if needs[5] else None
+
+
+def _save_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, s, handle, block = inputs
+    ctx.dtypes = block.dtype, handle.dtype
+    ctx.save_for_backward(s if ctx.needs_input_grad[3] else None, output[1])
+
+
+def _add_op_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    s, block = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    _, ds, dblock = torch.ops.bone_peft.bone_backward(dy, s, None, block, *ctx.dtypes, needs[2])
+    return dy, None, ds if needs[2] else None, dblock if needs[3] else None
+
+
+_linear_op.register_autograd(_linear_op_backward, setup_context=_save_linear)
+_add_op.register_autograd(_add_op_backward, setup_context=_save_add)

@@ -1,0 +1,118 @@
+"""Bone for a single token: ``W x + b + D^T s`` in one kernel, block sum included. Bound by reading ``W``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .dispatch import power_of_two, use_triton
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # pragma: no cover - PyTorch for CPUs may come without
+    triton = None
+
+
+def takes(x: Tensor, weight: Tensor, r: int) -> bool:
+    """Whether :func:`linear_bone_token` is the way to go: one token, kernels at hand, adjacent features."""
+    return x.numel() == x.shape[-1] and use_triton(x, r) and weight.stride(1) == 1
+
+
+def linear_bone_token(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    """``W x + b + D^T s`` without gradients.
+
+    Args:
+        x: ``(..., in)``, a single token.
+        weight, bias: ``W (out, in)`` and ``b (out,)`` or ``None``, in the dtype of ``x``.
+        block: ``D (r, out)``, of any dtype.
+
+    Returns:
+        ``(..., out)`` in the dtype of ``x``.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.bone_peft.linear_bone_token(x, weight, bias, block)
+    return _forward(x, weight, bias, block)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    features_out, features_in = weight.shape
+    r = block.shape[0]
+    y = torch.empty(*x.shape[:-1], features_out, dtype=x.dtype, device=x.device)
+    width = power_of_two(r)
+    rows = 8 if features_out <= 4096 else 16
+    _bone_token[(triton.cdiv(features_out, rows),)](
+        x.contiguous(),
+        weight,
+        y if bias is None else bias,
+        block,
+        y,
+        features_in,
+        features_out,
+        weight.stride(0),
+        r,
+        width,
+        rows,
+        1024,
+        max(1, 1024 // width),
+        bias is not None,
+        num_warps=8,
+    )
+    return y
+
+
+@torch.library.custom_op(
+    "bone_peft::linear_bone_token",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor",
+)
+def _op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return _forward(x, weight, bias, block)
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+if triton is not None:
+
+    @triton.jit
+    def _bone_token(
+        x,
+        weight,
+        bias,
+        block,
+        y,
+        features_in,
+        features_out,
+        w_stride,
+        R: tl.constexpr,
+        WIDTH: tl.constexpr,
+        ROWS: tl.constexpr,
+        STEP: tl.constexpr,
+        TILE: tl.constexpr,
+        HAS_BIAS: tl.constexpr,
+    ):
+        o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        inside = o < features_out
+        c = tl.arange(0, WIDTH)
+        d = tl.load(
+            block + c[:, None] * features_out + o[None, :], mask=(c < R)[:, None] & inside[None, :], other=0.0
+        ).to(x.dtype.element_ty)
+        row = weight + o.to(tl.int64)[:, None] * w_stride
+        total = tl.zeros((ROWS, STEP), dtype=tl.float32)
+        for start in range(0, features_in, STEP):
+            k = start + tl.arange(0, STEP)
+            w = tl.load(row + k[None, :], mask=inside[:, None] & (k < features_in)[None, :], other=0.0)
+            part = tl.load(x + k, mask=k < features_in, other=0.0)
+            total += w.to(tl.float32) * part.to(tl.float32)[None, :]
+        blocks = tl.arange(0, TILE)
+        s = tl.zeros((TILE, WIDTH), dtype=tl.float32)
+        for start in range(0, features_in, TILE * R):
+            k = start + blocks[:, None] * R + c[None, :]
+            s += tl.load(x + k, mask=(k < features_in) & (c < R)[None, :], other=0.0).to(tl.float32)
+        result = tl.sum(total, axis=1) + tl.sum(tl.sum(s, axis=0)[:, None] * d.to(tl.float32), axis=0)
+        if HAS_BIAS:
+            result += tl.load(bias + o, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y + o, result.to(y.dtype.element_ty), mask=inside)

@@ -1,0 +1,83 @@
+"""Which path computes an operation. The only place that knows of devices.
+
+``plain``
+    the variant's definition, under PyTorch's own autograd.
+``torch``
+    autograd functions that save only what backward needs, made of torch operations.
+``triton``
+    the same functions, with their memory-bound pieces as Triton kernels.
+
+The environment variable ``BONE_PEFT_PATH``, read at import, forces one of them; unset or ``auto`` leaves the choice
+to this file.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..errors import BoneError
+
+PLAIN, TORCH, TRITON = "plain", "torch", "triton"
+
+SMALLEST, LARGEST = 16, 256
+"""Block sizes that the kernels take: below, tensor cores have nothing to hold on to; above, registers run out."""
+
+
+def _read_environment() -> str | None:
+    value = os.environ.get("BONE_PEFT_PATH", "auto")
+    if value == "auto":
+        return None
+    if value not in (PLAIN, TORCH, TRITON):
+        raise BoneError(f"BONE_PEFT_PATH is {value!r}, and has to be auto, {PLAIN}, {TORCH} or {TRITON}.")
+    return value
+
+
+forced: str | None = _read_environment()
+"""The path that all operations take, or ``None`` to choose by device, dtype and block size."""
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@cache
+def _device_has_kernels(index: int | None) -> bool:
+    if torch.version.hip or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def plain() -> bool:
+    """Whether the definitions themselves were asked for."""
+    return forced == PLAIN
+
+
+def use_triton(x: Tensor, r: int) -> bool:
+    """Whether Triton kernels take ``x`` (any shape) with blocks of ``r``; if not, torch operations do."""
+    if forced is not None and forced != TRITON:
+        return False
+    if x.dtype not in _HALF or not SMALLEST <= r <= LARGEST:
+        return False
+    if x.is_cuda:
+        return _device_has_kernels(x.device.index) and not torch.are_deterministic_algorithms_enabled()
+    return forced == TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least ``size``."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def rows(x: Tensor) -> Tensor:
+    """``x (..., features)`` as ``(tokens, features)`` with adjacent features, copied only if need be."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+
+
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a layer computes in for input ``x``: autocast's, or that of ``x``."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

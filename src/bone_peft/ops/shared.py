@@ -1,0 +1,98 @@
+"""One block sum for all layers that read one ``x``: q, k and v, or gate and up.
+
+The sum is remembered with a weak reference to ``x`` and its version, one entry for each thread. An entry dies with its
+``x``, so no activation outlives its use.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .block_sum import add_to_blocks, block_sum, block_sum_torch
+from .dispatch import rows
+
+Sums = tuple[Tensor, Tensor, Tensor]
+
+
+def with_block_sum(x: Tensor, r: int) -> Sums:
+    """``x`` itself, and ``s = sum_i x_i``.
+
+    Args:
+        x: ``(..., in)``.
+        r: block size.
+
+    Returns:
+        ``x (..., in)``, to be used in place of the argument: its gradient and that of ``s`` then become one in a single
+        pass, however many layers read them. Then ``s (tokens, r)`` in the dtype of ``x``, without gradient. Last, a
+        tensor of that shape that takes the gradient of ``s``, in float32, as the kernels give it; it has no values.
+    """
+    if torch.compiler.is_compiling():
+        # The compiler removes the repetitions itself, and fuses the sum with what makes x.
+        wide = block_sum_torch(x, r, torch.promote_types(x.dtype, torch.float32)).reshape(-1, r)
+        return x, wide.detach().to(x.dtype), wide
+    if type(x) is not Tensor or x.is_inference() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return _with_block_sum(x, r)
+    key = (x._version, r, torch.is_grad_enabled(), _stream(x))
+    entry: _Entry | None = getattr(_last, "entry", None)
+    if entry is not None and entry.owner() is x and entry.key == key:
+        return entry.result
+    result = _with_block_sum(x, r)
+    entry = _Entry(key, result)
+    entry.owner = weakref.ref(x, entry.forget)
+    _last.entry = entry
+    return result
+
+
+def _with_block_sum(x: Tensor, r: int) -> Sums:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _WithBlockSum.apply(x, r)
+    s = block_sum(rows(x), r)
+    return x.detach(), s, s
+
+
+class _WithBlockSum(Function):
+    """Keeps nothing for backward but the size of the blocks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, r: int) -> Sums:
+        ctx.set_materialize_grads(False)
+        ctx.like = x.dtype, x.shape
+        s = block_sum(rows(x), r)
+        ctx.mark_non_differentiable(s)
+        handle = torch.empty((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device).expand(s.shape)
+        return x.detach(), s, handle
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx: Tensor | None, _: None, ds: Tensor | None) -> tuple[Tensor | None, None]:
+        if ds is None:
+            return dx, None
+        dtype, shape = ctx.like
+        like = torch.empty(0, shape[-1], dtype=dtype, device=ds.device) if dx is None else dx
+        out = add_to_blocks(None if dx is None else rows(dx), ds.contiguous(), like)
+        return out.view(shape), None
+
+
+@dataclass
+class _Entry:
+    key: tuple[Any, ...]
+    result: Sums
+    owner: Any = None
+
+    def forget(self, _: Any) -> None:
+        self.result = ()  # type: ignore[assignment]
+
+
+_last = threading.local()
+
+
+def _stream(x: Tensor) -> int:
+    return torch._C._cuda_getCurrentRawStream(x.device.index) if x.is_cuda else 0
