@@ -18,7 +18,7 @@ def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
         from bone_peft.rwkv.tokenizer import load_tokenizer
 
         model = load_model(base, **kwargs)
-        return model, load_tokenizer(model.config.vocab_size)
+        return model, load_tokenizer(base, model.config.vocab_size)
     except ModuleNotFoundError as error:
         if error.name not in ("rwkv", "rwkv7_hf"):
             raise

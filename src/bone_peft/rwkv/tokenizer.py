@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..errors import BoneError
+
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 
 # As the World models were trained to chat; token 0 ends a document.
@@ -18,16 +20,35 @@ _CHAT = (
 )
 
 
-def load_tokenizer(vocab_size: int = 65536) -> Any:
-    """RWKV's World tokenizer as a Hugging Face one. ``vocab_size`` is the number of rows of the embedding."""
+def load_tokenizer(checkpoint: str | Path, vocab_size: int) -> Any:
+    """RWKV's tokenizer as a Hugging Face one.
+
+    Args:
+        checkpoint: the model's ``.pth`` file. A vocabulary of RWKV's format and name beside it is taken, else World's.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        BoneError: the vocabulary is not of its format, or has tokens that the model has no row for.
+    """
     from rwkv7_hf import RWKV7Tokenizer
 
-    tokenizer = RWKV7Tokenizer(str(_vocabulary()), model_vocab_size=vocab_size)
+    own = Path(checkpoint).with_name(VOCABULARY)
+    vocabulary = own if own.is_file() else world_vocabulary()
+    try:
+        tokenizer = RWKV7Tokenizer(str(vocabulary), model_vocab_size=vocab_size)
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise BoneError(f"{vocabulary} is no vocabulary of RWKV ({error}): take another copy of it.") from None
+    if len(tokenizer.trie.idx2token) > vocab_size:
+        raise BoneError(
+            f"{checkpoint} has an embedding of {vocab_size} rows, and {vocabulary} has {len(tokenizer.trie.idx2token)} "
+            f"tokens: put its own {VOCABULARY} beside it."
+        )
     tokenizer.chat_template = _CHAT
     return tokenizer
 
 
-def _vocabulary() -> Path:
+def world_vocabulary() -> Path:
+    """The file of the World vocabulary: a line a token."""
     # Importing the package would compile its inference code.
     spec = find_spec("rwkv")
     if spec is None or not spec.submodule_search_locations:

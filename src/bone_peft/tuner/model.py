@@ -20,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import BoneError
+from ..rwkv.names import TARGETS as RWKV_TARGETS
 from .config import BoneConfig
 from .layer import BASE, BoneLayer, BoneLinear
 from .weighted import add_weighted_adapter
@@ -42,7 +43,8 @@ class BoneModel(BaseTuner):
 
     prefix = "bone_"
     tuner_layer_cls = BoneLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    # RWKV-7 is not of Transformers, and so not in PEFT's list.
+    target_module_mapping = {**TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "rwkv7": list(RWKV_TARGETS)}
 
     add_weighted_adapter = add_weighted_adapter
 
