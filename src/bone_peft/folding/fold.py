@@ -65,7 +65,7 @@ def fold(
     """
     start = time.perf_counter()
     out = Path(out)
-    if out.exists() and not force:
+    if out.exists() and (not force or out.is_dir() != (out.suffix != ".pth")):
         raise BoneError(f"{out} exists already; choose another name, or pass --force to replace it.")
     given = _given(adapters, weights)
     checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)

@@ -1,0 +1,64 @@
+"""What a training step keeps for its backward, found out by doing one with tensors that hold no bytes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+
+def saved_bytes(model: nn.Module, config: Any, adapter_dtype: torch.dtype, batch: int, length: int) -> int | None:
+    """Bytes that autograd keeps between forward and backward, loss included, parameters not.
+
+    Args:
+        model: an outline on the meta device; it is not changed.
+        config: a PEFT config, or ``None`` for the frozen model, whose input alone has a gradient.
+        adapter_dtype: of the trainable parameters.
+        batch, length: of the input, in rows and tokens.
+
+    Returns:
+        The bytes; ``None`` if the model cannot run on tensors without values.
+    """
+    model = copy.deepcopy(model)
+    model.config.use_cache = False  # type: ignore[union-attr]
+    model.requires_grad_(False)
+    if config is not None:
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)  # type: ignore[assignment]
+    model.train()
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        # The storage is held, so that its address stays its own.
+        kept[storage._cdata] = storage
+        return tensor
+
+    try:
+        with FakeTensorMode(), saved_tensors_hooks(keep, lambda tensor: tensor):
+            _fake(model, adapter_dtype)
+            hidden: int = model.get_input_embeddings().embedding_dim  # type: ignore[operator]
+            dtype = next(model.parameters()).dtype
+            inputs = torch.empty(batch, length, hidden, dtype=dtype, requires_grad=True)
+            model(inputs_embeds=inputs, labels=torch.empty(batch, length, dtype=torch.long))
+    except Exception:
+        # Code that looks at values has none here. The rest of the estimate stands without this line.
+        return None
+    for tensor in (*model.parameters(), *model.buffers()):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _fake(model: nn.Module, adapter_dtype: torch.dtype) -> None:
+    """Move a model from the meta device to where forward can run."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    empty = torch.empty(tensor.shape, dtype=adapter_dtype if tensor.requires_grad else tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    held[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty  # type: ignore[assignment]
