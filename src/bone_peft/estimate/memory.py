@@ -28,7 +28,7 @@ def saved_bytes(model: nn.Module, config: Any, adapter_dtype: torch.dtype, batch
     model.config.use_cache = False  # type: ignore[union-attr]
     model.requires_grad_(False)
     if config is not None:
-        model = get_peft_model(model, config, low_cpu_mem_usage=True)  # type: ignore[assignment]
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)
     model.train()
     kept: dict[int, Any] = {}
 
@@ -61,4 +61,4 @@ def _fake(model: nn.Module, adapter_dtype: torch.dtype) -> None:
                 if tensor is not None:
                     empty = torch.empty(tensor.shape, dtype=adapter_dtype if tensor.requires_grad else tensor.dtype)
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    held[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty  # type: ignore[assignment]
+                    held[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
