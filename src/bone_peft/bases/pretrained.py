@@ -1,0 +1,26 @@
+"""Bases in Transformers' own format: a folder, or a name on the hub."""
+
+from pathlib import Path
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+
+def accepts(base: str) -> bool:
+    return True
+
+
+def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(base)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        hint = " (it holds an adapter: name the base, and give it as --adapter)"
+        raise BoneError(
+            f"{base!r} is not a model folder, it has no config.json"
+            f"{hint if (folder / 'adapter_config.json').is_file() else ''}."
+        )
+    if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
+        raise BoneError(f"There is no base model at {base!r}; give a model folder, a .gguf file or a hub name.")
+    model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+    return model, AutoTokenizer.from_pretrained(base)
