@@ -1,0 +1,62 @@
+"""From a table's own columns to ``prompt`` and ``completion``."""
+
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+
+def from_columns(
+    dataset: Any, source: str, *, fields: tuple[str, str] | list[str] | None, chat: bool, template: str | None
+) -> Any:
+    """Two named columns of text; as chat, one user and one assistant message."""
+    prompt_field, completion_field = fields or ("prompt", "completion")
+    missing = [name for name in (prompt_field, completion_field) if name not in dataset.column_names]
+    if missing:
+        raise BoneError(
+            f"{source} has no field {' or '.join(map(repr, missing))}; "
+            f"it has {', '.join(dataset.column_names)}: name two of them with --fields PROMPT COMPLETION."
+        )
+    if template is not None and "{prompt}" not in template:
+        raise BoneError("template has no {prompt} in it, so the prompt would be lost; add it where it belongs.")
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        prompt = _text(row[prompt_field], prompt_field, source, index)
+        completion = _text(row[completion_field], completion_field, source, index)
+        if template is not None:
+            prompt = template.replace("{prompt}", prompt)
+        if not chat:
+            return {"prompt": prompt, "completion": completion}
+        return {
+            "prompt": [{"role": "user", "content": prompt}],
+            "completion": [{"role": "assistant", "content": completion}],
+        }
+
+    return _convert(dataset, convert)
+
+
+def from_messages(dataset: Any, source: str) -> Any:
+    """A ``messages`` column: the last message is learned, all before it is the prompt."""
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        messages = row["messages"]
+        if not messages or len(messages) < 2 or messages[-1].get("role") != "assistant":
+            raise BoneError(
+                f"Row {index + 1} of {source}: messages must start with a question and end with an answer "
+                "(role assistant)."
+            )
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        return {"prompt": plain[:-1], "completion": plain[-1:]}
+
+    return _convert(dataset, convert)
+
+
+def _convert(dataset: Any, convert: Any) -> Any:
+    return dataset.map(convert, with_indices=True, remove_columns=dataset.column_names, keep_in_memory=True)
+
+
+def _text(value: Any, field: str, source: str, index: int) -> str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise BoneError(f"Row {index + 1} of {source}: field {field!r} must hold text, found {value!r}; mend or drop it.")
