@@ -1,0 +1,119 @@
+"""What the Trainer tells us while it runs: progress for people, and where to stop when they ask."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+
+
+class ProgressReport(TrainerCallback):
+    """Loss, tokens per second and time left: a live line on a terminal, ten plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.loss = float("nan")
+        self.tokens = 0
+        self.seconds = 0.0
+        self._last_line = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens trained on (padding not counted) per second, in this process's share of the run."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = time.perf_counter()
+        self._first_step = state.global_step
+        self._last_line = state.global_step
+        if self.console.is_terminal and state.is_world_process_zero:
+            self.bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]:.4f}"),
+                TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(
+                "training", total=state.max_steps, completed=state.global_step, loss=self.loss, rate=0.0
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self._started
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.loss = logs["loss"]
+        self.tokens = logs.get("num_tokens", self.tokens)
+        if not state.is_world_process_zero:
+            return
+        if self.bar is not None:
+            self.bar.update(self.task, loss=self.loss, rate=self.tokens_per_second)
+        elif state.global_step >= min(self._last_line + max(1, state.max_steps // 10), state.max_steps):
+            self._last_line = state.global_step
+            done = state.global_step - self._first_step
+            left = (state.max_steps - state.global_step) * self.seconds / max(1, done)
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}  loss {self.loss:.4f}  "
+                f"{self.tokens_per_second:,.0f} tokens/s  {left:.0f} s left",
+                highlight=False,
+            )
+
+    def close(self) -> None:
+        """Take the live line away, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Ctrl-C (or a scheduler's SIGTERM) ends the step, saves a checkpoint and stops; a second one stops at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block (main thread only; elsewhere they keep their meaning)."""
+        old = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old[number] = signal.signal(number, self._ask)
+        except ValueError:  # not the main thread
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.console.print("Stopping after this step and saving a checkpoint; once more to stop at once.")
