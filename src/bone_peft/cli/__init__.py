@@ -1,0 +1,1 @@
+"""The command ``bone``: one file a command."""

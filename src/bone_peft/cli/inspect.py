@@ -1,0 +1,81 @@
+"""``bone inspect``."""
+
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bone_peft.inspection import Inspection
+
+_HELP = """Say what an adapter is: method, variant, r, modules, norms, size, base, and whether it is well.
+
+[bold]Examples[/]
+
+  bone inspect runs/demo/adapter
+
+  bone inspect rwkv-bone.pth --modules
+
+  bone inspect ./adapter --json
+
+Takes PEFT folders of Bone, MiSS and LoRA, and RWKV-PEFT's .pth files.
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(name="inspect", help=_HELP)(inspect)
+
+
+def inspect(
+    path: str = typer.Argument(..., help="Folder or file of an adapter."),
+    *,
+    modules: bool = typer.Option(False, "--modules", help="List every module."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    import json
+
+    from rich.console import Console
+
+    from bone_peft.inspection import inspect_adapter
+
+    found = inspect_adapter(path)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    console = Console()
+    console.print(_summary(found))
+    if modules:
+        console.print(_modules(found))
+    if found.untrained:
+        console.print("Untrained: every dW is zero, the model is as the base is.", style="yellow")
+    if found.nans:
+        console.print(f"Broken: {found.nans} elements are NaN or infinite.", style="red")
+
+
+def _summary(found: "Inspection") -> Table:
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    sizes = ", ".join(f"{r} ({count} modules)" for r, count in sorted(found.r.items()))
+    table.add_row("format", found.format)
+    table.add_row("variant", found.variant)
+    table.add_row("r", sizes)
+    table.add_row("modules", f"{len(found.modules)}: {', '.join(found.targets)}")
+    if found.whole:
+        table.add_row("trained whole", ", ".join(module.name for module in found.whole))
+    table.add_row("parameters", f"{found.parameters:,}")
+    table.add_row("size", f"{found.bytes / 2**20:.2f} MiB, {', '.join(found.dtypes)}")
+    table.add_row("base", found.base or "not named")
+    return table
+
+
+def _modules(found: "Inspection") -> Table:
+    table = Table()
+    table.add_column("module", overflow="fold")
+    table.add_column("shapes")
+    for name in ("norm", "NaN or infinite"):
+        table.add_column(name, justify="right")
+    for module in (*found.modules, *found.whole):
+        shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in module.shapes.items())
+        table.add_row(module.name, shapes, f"{module.norm:.4g}", str(module.nans))
+    return table

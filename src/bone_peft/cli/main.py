@@ -1,0 +1,68 @@
+"""``bone``: the commands, and the one place where failures become a sentence and an exit code."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from bone_peft.cli import demo, evaluate, generate, merge, train
+from bone_peft.cli.console import speaks
+from bone_peft.cli.process import keep_freed_memory, quiet
+from bone_peft.errors import BoneError
+from bone_peft.files import is_full_disk
+
+
+class Sentences(TyperGroup):
+    """One sentence and exit code 2 for what the user can mend, 130 for Ctrl-C; anything else is our bug and shows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BoneError as error:
+            _say(str(error))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            _say(str(stop) or "Stopped.")
+            raise typer.Exit(130) from stop
+        except OSError as error:
+            if is_full_disk(error):
+                _say(f"No space left on the disk: {error}.")
+            elif error.filename is not None:
+                _say(f"{error.filename}: {error.strerror}.")
+            else:
+                raise
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=Sentences,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune language models with Bone, Bat and Bottleneck. Start with: [bold]bone demo[/]",
+)
+
+
+@app.callback()
+def _main(
+    verbose: bool = typer.Option(False, "--verbose", help="Show the libraries' own messages and progress bars."),
+) -> None:
+    if not verbose:
+        quiet()
+    keep_freed_memory()
+
+
+for command in (train, evaluate, merge, generate, demo):
+    command.add_to(app)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app(prog_name="bone")
+
+
+def _say(sentence: str) -> None:
+    # One process speaks for all that `accelerate launch` started.
+    if speaks():
+        typer.secho(sentence, err=True, fg=typer.colors.RED)

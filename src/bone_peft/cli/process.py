@@ -1,0 +1,42 @@
+"""Settings of the process that the commands run in."""
+
+import ctypes
+import logging
+import os
+import sys
+import warnings
+
+_LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch")
+
+
+def quiet() -> None:
+    """Hush the libraries: their progress bars and advice would bury ours."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if "transformers" in sys.modules:  # too late for its environment variables
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed memory instead of handing it back to the kernel.
+
+    A training step on a CPU frees and asks for the same large buffers again and again; by default glibc maps each one
+    afresh, and the page faults took over a third of a step where this was measured. Other systems are left alone.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)

@@ -1,0 +1,155 @@
+"""``bone train``."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from bone_peft import recipes
+from bone_peft.cli.console import console_of_main_process
+from bone_peft.errors import BoneError
+
+_HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
+
+[bold]Examples[/]
+
+  bone train demo                                           [dim]# a shipped recipe[/]
+
+  bone train recipe.yaml --lr 1e-4 --out runs/second        [dim]# your recipe; flags override it[/]
+
+  bone train --base ./llama --data sums.jsonl --fields question answer --out runs/sums --steps 200
+
+  bone train --base HuggingFaceTB/SmolLM2-135M-Instruct --data "gym:chain_sum?min_terms=2" --init-weights bat
+
+  bone train --resume --out runs/sums                       [dim]# continue after a stop or a kill[/]
+
+  accelerate launch --num_processes 2 -m bone_peft train recipe.yaml
+
+[bold]Shipped recipes[/]: {", ".join(recipes.names())}
+
+[bold]Data[/]: a .jsonl, .json or .parquet file, a `datasets` name (owner/name?split=train), or a generated
+task (gym:TASK?key=value). [bold]Result[/]: OUT/adapter, OUT/recipe.yaml, OUT/report.html.
+"""
+
+# The flag that sets it, to the place in the recipe.
+_PLACES = {
+    "base": "base",
+    "data": "data",
+    "eval_data": "eval_data",
+    "fields": "fields",
+    "chat": "chat",
+    "out": "out",
+    "seed": "seed",
+    "quantize": "quantize",
+    "r": "adapter.r",
+    "init_weights": "adapter.init_weights",
+    "share": "adapter.share",
+    "bottleneck_size": "adapter.bottleneck_size",
+    "bottleneck_alpha": "adapter.bottleneck_alpha",
+    "bottleneck_dropout": "adapter.bottleneck_dropout",
+    "dropout": "adapter.bone_dropout",
+    "target_modules": "adapter.target_modules",
+    "lr": "training.learning_rate",
+    "steps": "training.max_steps",
+    "epochs": "training.num_train_epochs",
+    "batch_size": "training.per_device_train_batch_size",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "max_length": "training.max_length",
+    "packing": "training.packing",
+}
+_MODEL, _ADAPTER, _TRAINING, _RUN = "Model and data", "Adapter", "Training", "Run"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(name="train", help=_HELP)(train)
+
+
+def train(
+    recipe: str = typer.Argument(None, metavar="[RECIPE]", help="A YAML file, or the name of a shipped recipe."),
+    *,
+    base: str = typer.Option(None, help="Model folder, hub name, .gguf file, or package:NAME.", rich_help_panel=_MODEL),
+    data: str = typer.Option(None, help="Training rows.", rich_help_panel=_MODEL),
+    eval_data: str = typer.Option(None, help="Held-out rows; left out of training.", rich_help_panel=_MODEL),
+    fields: tuple[str, str] = typer.Option(
+        None, metavar="PROMPT COMPLETION", help="Names of the two columns.", rich_help_panel=_MODEL
+    ),
+    chat: bool = typer.Option(
+        None,
+        "--chat/--no-chat",
+        help="Chat messages or plain text [dim](default: as the base)[/].",
+        rich_help_panel=_MODEL,
+    ),
+    bf16: bool = typer.Option(None, "--bf16/--no-bf16", help="Base in bf16 or fp32.", rich_help_panel=_MODEL),
+    quantize: str = typer.Option(None, help="Base in 8bit or 4bit (bitsandbytes).", rich_help_panel=_MODEL),
+    r: int = typer.Option(None, help="Block size [dim](default: 64)[/].", rich_help_panel=_ADAPTER),
+    init_weights: str = typer.Option(None, help="true (Bone), false, or bat (Bat).", rich_help_panel=_ADAPTER),
+    share: str = typer.Option(None, help="Bat's blocks by output or input.", rich_help_panel=_ADAPTER),
+    bottleneck_size: int = typer.Option(None, help="Bottleneck instead of Bone.", rich_help_panel=_ADAPTER),
+    bottleneck_alpha: float = typer.Option(None, help="Width = size * alpha.", rich_help_panel=_ADAPTER),
+    bottleneck_dropout: float = typer.Option(None, help="Dropout of the bottleneck.", rich_help_panel=_ADAPTER),
+    dropout: float = typer.Option(None, help="Dropout of Bone and Bat.", rich_help_panel=_ADAPTER),
+    target_modules: str = typer.Option(
+        None, help="Names (q_proj,v_proj), a regular expression, or all-linear.", rich_help_panel=_ADAPTER
+    ),
+    lr: float = typer.Option(None, help="Peak learning rate.", rich_help_panel=_TRAINING),
+    steps: int = typer.Option(None, help="Optimizer steps (overrides epochs).", rich_help_panel=_TRAINING),
+    epochs: float = typer.Option(None, help="Passes over the data.", rich_help_panel=_TRAINING),
+    batch_size: int = typer.Option(None, help="Rows a step and process.", rich_help_panel=_TRAINING),
+    grad_accum: int = typer.Option(None, help="Batches an optimizer step.", rich_help_panel=_TRAINING),
+    max_length: int = typer.Option(None, help="Longest row in tokens.", rich_help_panel=_TRAINING),
+    packing: bool = typer.Option(None, "--packing/--no-packing", help="Fill rows up.", rich_help_panel=_TRAINING),
+    seed: int = typer.Option(None, help="Of initial values, order and dropout.", rich_help_panel=_TRAINING),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Anything else: adapter.KEY=VALUE, training.KEY=VALUE, or KEY=VALUE.",
+        ),
+    ] = None,
+    out: str = typer.Option(None, help="Folder of the run.", rich_help_panel=_RUN),
+    resume: bool = typer.Option(False, "--resume", help="Continue from the last checkpoint.", rich_help_panel=_RUN),
+    force: bool = typer.Option(False, "--force", help="Replace a run that OUT holds.", rich_help_panel=_RUN),
+) -> None:
+    given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
+
+    from bone_peft.training import train as run
+    from bone_peft.training.recipe import parse_value
+
+    for name, parse in {"init_weights": parse_value, "target_modules": _modules}.items():
+        if name in given:
+            given[name] = parse(given[name])
+    values = {_PLACES[name]: value for name, value in given.items()}
+    if bf16 is not None:
+        values["dtype"] = "bfloat16" if bf16 else "float32"
+    values |= dict(_setting(text) for text in settings or [])
+    console = console_of_main_process()
+    complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
+    result = run(complete, resume=resume, force=force, console=console)
+    console.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n", highlight=False)
+
+
+def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
+    """The recipe named, else the one of the run to resume, else an empty one."""
+    from bone_peft.training.recipe import Recipe
+    from bone_peft.training.run_folder import RunFolder
+
+    if name is not None:
+        return Recipe.load(name)
+    if resume and out is not None and RunFolder(out).recipe.is_file():
+        return Recipe.load(RunFolder(out).recipe)
+    return Recipe()
+
+
+def _modules(text: str) -> str | list[str]:
+    """``q_proj,v_proj`` is a list; anything that is more than names and commas is a regular expression."""
+    return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", text) else text
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    from bone_peft.training.recipe import parse_value
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BoneError(f"--set {text!r} has no =; write --set training.weight_decay=0.01")
+    return key, parse_value(value)
