@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from bone_peft.bases import gguf, pretrained, rwkv, rwkv
+from bone_peft.bases import gguf, pretrained, rwkv
 from bone_peft.errors import BoneError
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
