@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import BoneError
 from ..variants import Below, Params, Variant, parameter_names
 from .config import CONFIG_FIELDS, BoneConfig
+from .offload import onloaded
+from .quantized import dequantized
 from .stack import Adapted, Frozen
 
 BASE = "__base__"
@@ -125,28 +127,28 @@ class BoneLayer(BaseTunerLayer):
             self.bone_scaling[name] = 1.0 if scale is None else self.bone_scaling[name] / scale
 
     def _scaled(self, adapter_name: str) -> Params:
-        params = self._parameters_of(adapter_name)
-        scale = self.bone_scaling[adapter_name]
-        return params if scale == 1 else self.bone_variant[adapter_name].scaled(params, scale)
+        variant, scale = self.bone_variant[adapter_name], self.bone_scaling[adapter_name]
+        with onloaded(*(getattr(self, name) for name in variant.parameters)):
+            params = self._parameters_of(adapter_name)
+        return params if scale == 1 else variant.scaled(params, scale)
 
     # Weight
 
     def _base_weight(self) -> Tensor:
         """The frozen weight as ``(out, in)``, dequantized if need be."""
-        if self.quantization_backend is not None and not self.quantization_backend.supports_merge:
-            raise BoneError(
-                f"This needs the weight itself, and {self.quantization_backend.backend_name} layers cannot be "
-                "dequantized: use another quantization, or a variant that leaves the weight alone."
-            )
-        weight = self.get_base_weight()
+        base = self.get_base_layer()
+        with onloaded(base):
+            if self.quantization_backend is None:
+                weight = self.get_base_weight()
+            else:
+                weight = dequantized(self.quantization_backend, base)
         return weight.T if self.fan_in_fan_out else weight
 
-    def _stack(self, adapter_names: Sequence[str], below: Below, dtype: torch.dtype) -> Below:
-        """Put adapters on top of ``below``, in their order, with their tensors in ``dtype``."""
+    def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
+        """Put adapters on top of ``below``, in their order."""
         for name in self._present(adapter_names):
-            params = {key: tensor.to(dtype) for key, tensor in self._scaled(name).items()}
             dropout = self.bone_dropout[name] if self.training and name in self.bone_dropout else None
-            below = Adapted(below, self.bone_variant[name], params, dropout)
+            below = Adapted(below, self.bone_variant[name], self._scaled(name), dropout)
         return below
 
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
@@ -199,7 +201,7 @@ class BoneLayer(BaseTunerLayer):
     def check_merge(self, adapter_names: list[str] | None = None) -> None:
         """Raise ``BoneError`` if merging these adapters (``None``: the active ones) would give NaN or infinity."""
         names = self._present(self.active_adapters if adapter_names is None else adapter_names)
-        if not torch.isfinite(self._merged_weight(names)).all():
+        if names and not torch.isfinite(self._merged_weight(names)).all():
             raise BoneError(f"Merging {', '.join(names)} gives NaN or infinity, so nothing was merged: it is broken.")
 
     def unmerge(self) -> None:
@@ -228,7 +230,7 @@ class BoneLayer(BaseTunerLayer):
         weight = self._base_weight()
         dtype = _merge_dtype(weight.dtype)
         frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, bias=None)
-        merged = self._stack(adapter_names, frozen, dtype).weight(dtype).to(weight.dtype)
+        merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
         return merged.T.contiguous() if self.fan_in_fan_out else merged
 
 
@@ -279,15 +281,15 @@ class BoneLinear(nn.Module, BoneLayer):
             y = self.base_layer(z, *args, **kwargs)
             return y if self.quantization_backend is None else self.quantization_backend.maybe_clone_base_result(y)
 
-        frozen = Frozen(call, self._base_weight, getattr(self.get_base_layer(), "bias", None))
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return self._stack(adapter_names, frozen, dtype).output(x)
+        bias = getattr(self.get_base_layer(), "bias", None)
+        frozen = Frozen(call, self._base_weight, bias, None if args or kwargs else self.base_layer)
+        return self._stack(adapter_names, frozen).output(x)
 
     def _forward_by_row(self, x: Tensor, row_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         if len(x) != len(row_adapters):
             raise BoneError(
-                f"adapter_names has to name one adapter for each row of the batch: {len(row_adapters)} names, {len(x)} rows."
+                f"adapter_names has to name one adapter for each row of the batch: {len(row_adapters)} names for "
+                f"{len(x)} rows."
             )
         if self.merged:
             raise BoneError("adapter_names cannot be used while adapters are merged: call unmerge_adapter() first.")
@@ -316,14 +318,16 @@ class _BaseSnapshot:
         self.data = base.weight.data
         self.attributes = dict(vars(base.weight))
         # What bitsandbytes layers know of their weight beside the weight.
-        self.quantization = {name: copy.copy(vars(base)[name]) for name in ("state", "quant_state") if name in vars(base)}
+        self.quantization = {
+            name: copy.copy(vars(base)[name]) for name in ("state", "quant_state") if name in vars(base)
+        }
 
     def restore(self) -> nn.Module:
         """Put the layer back as it was and return it."""
-        if self.base.weight is self.parameter:
-            # The model may have been moved or cast since.
-            self.parameter.data = self.data.to(device=self.parameter.device, dtype=self.parameter.dtype)
-        else:
+        current = self.base.weight
+        # The model may have been moved or cast since.
+        self.parameter.data = self.data.to(device=current.device, dtype=current.dtype)
+        if current is not self.parameter:
             vars(self.parameter).update(self.attributes)
             self.base.weight = self.parameter
             vars(self.base).update(self.quantization)
