@@ -69,7 +69,7 @@ class BoneConfig(PeftConfig):
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names or a regular expression of modules to leave alone."}
     )
-    rank_pattern: dict[str, int] | None = field(
+    rank_pattern: dict[str, int] = field(
         default_factory=dict, metadata={"help": "Another r (or bottleneck_size) by module name."}
     )
     bias: str = field(default="none", metadata={"help": "'none', 'all' or 'bone_only'."})
@@ -136,7 +136,7 @@ class BoneConfig(PeftConfig):
 
     def _check_numbers(self, variant: type[Variant]) -> None:
         sizes: dict[str, Any] = {variant.size_field: getattr(self, variant.size_field)}
-        sizes |= {f"rank_pattern[{key!r}]": value for key, value in (self.rank_pattern or {}).items()}
+        sizes |= {f"rank_pattern[{key!r}]": value for key, value in self.rank_pattern.items()}
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise BoneError(f"{name} has to be a whole number of at least 1, and it is {value!r}.")

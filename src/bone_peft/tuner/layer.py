@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
@@ -37,6 +37,10 @@ class BoneLayer(BaseTunerLayer):
     """
 
     adapter_layer_names = parameter_names()
+    training: bool  # of the module that this is mixed into
+    in_features: int
+    out_features: int
+
     other_param_names = ("bone_r", "bone_variant", "bone_scaling", "bone_dropout")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
@@ -57,7 +61,8 @@ class BoneLayer(BaseTunerLayer):
             base, get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
         self.fan_in_fan_out = isinstance(base, Conv1D)
-        self.in_features, self.out_features = _get_in_out_features(base)
+        shape: Any = _get_in_out_features(base)
+        self.in_features, self.out_features = shape
 
     # Adapters
 
@@ -65,7 +70,7 @@ class BoneLayer(BaseTunerLayer):
         self,
         adapter_name: str,
         r: int = 0,
-        init_weights: bool | str = True,
+        init_weights: bool | Literal["bat"] = True,
         inference_mode: bool = False,
         *,
         config: BoneConfig | None = None,
@@ -252,7 +257,7 @@ class BoneLinear(nn.Module, BoneLayer):
         base_layer: nn.Module,
         adapter_name: str,
         r: int = 0,
-        init_weights: bool | str = True,
+        init_weights: bool | Literal["bat"] = True,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -318,13 +323,13 @@ class _BaseSnapshot:
         self.data = base.weight.data
         self.attributes = dict(vars(base.weight))
         # What bitsandbytes layers know of their weight beside the weight.
-        self.quantization = {
+        self.quantization: dict[str, Any] = {
             name: copy.copy(vars(base)[name]) for name in ("state", "quant_state") if name in vars(base)
         }
 
     def restore(self) -> nn.Module:
         """Put the layer back as it was and return it."""
-        current = self.base.weight
+        current: Any = self.base.weight
         # The model may have been moved or cast since.
         self.parameter.data = self.data.to(device=current.device, dtype=current.dtype)
         if current is not self.parameter:

@@ -21,7 +21,6 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import BoneError
 from ..rwkv.names import TARGETS as RWKV_TARGETS
-from .config import BoneConfig
 from .layer import BASE, BoneLayer, BoneLinear
 from .weighted import add_weighted_adapter
 
@@ -44,7 +43,10 @@ class BoneModel(BaseTuner):
     prefix = "bone_"
     tuner_layer_cls = BoneLayer
     # RWKV-7 is not of Transformers, and so not in PEFT's list.
-    target_module_mapping = {**TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "rwkv7": list(RWKV_TARGETS)}
+    target_module_mapping: dict[str, Any] = {
+        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+        "rwkv7": list(RWKV_TARGETS),
+    }
 
     add_weighted_adapter = add_weighted_adapter
 
@@ -67,7 +69,7 @@ class BoneModel(BaseTuner):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
-    ) -> nn.Module:
+    ) -> Any:
         if merge and safe_merge:
             self._check_merge(adapter_names)
         return super()._unload_and_optionally_merge(merge, progressbar, adapter_names=adapter_names)
@@ -87,13 +89,12 @@ class BoneModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: BoneConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        *,
         parameter_name: str | None = None,
     ) -> None:
         pattern = get_pattern_key(list(peft_config.rank_pattern), current_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
@@ -21,13 +22,14 @@ def dequantized(backend: QuantizationBackend, base: nn.Module) -> Tensor:
             f"This needs the weight itself, and {backend.backend_name} layers cannot be dequantized: use another "
             "quantization, or a variant that leaves the weight alone (Bone, Bottleneck, or Bat with share='input')."
         )
-    state = getattr(base.weight, "quant_state", None)
+    weight: Any = base.weight
+    state = getattr(weight, "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
-        return _dequantized_from_cpu_layout(base.weight.data, state)
+        return _dequantized_from_cpu_layout(weight.data, state)
     return backend.get_base_weight(base)
 
 
-def _dequantized_from_cpu_layout(packed: Tensor, state: object) -> Tensor:
+def _dequantized_from_cpu_layout(packed: Tensor, state: Any) -> Tensor:
     """Once a 4-bit layer has run on a CPU for inference, bitsandbytes keeps it in a layout that it cannot dequantize.
 
     Its way back changes the quantization state, so that happens to a copy.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -76,7 +76,8 @@ def _checked(
                 raise BoneError(
                     f"{', '.join(adapters)} differ in variant, r or target_modules at {key}: they do not add."
                 )
-    return [model.peft_config[name] for name in adapters]
+    configs: dict[str, Any] = model.peft_config
+    return [configs[name] for name in adapters]
 
 
 def _combined_config(configs: list[BoneConfig]) -> BoneConfig:
@@ -87,7 +88,7 @@ def _combined_config(configs: list[BoneConfig]) -> BoneConfig:
     def combined(base_size: int | None = None) -> int:
         return variant.combined_size([first.layer_size(base_size)] * len(configs))
 
-    changes = {variant.size_field: combined(), variant.dropout_field: 0.0}
+    changes: dict[str, Any] = {variant.size_field: combined(), variant.dropout_field: 0.0}
     if "bottleneck_alpha" in variant.options:
         changes["bottleneck_alpha"] = 1.0
     pattern = {key: combined(value) for key, value in first.rank_pattern.items()}

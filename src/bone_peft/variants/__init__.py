@@ -18,7 +18,7 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
-def _concrete(cls: type[Variant]) -> Iterator[type[Variant]]:
+def _concrete(cls: type[Any]) -> Iterator[type[Variant]]:
     for child in cls.__subclasses__():
         if "name" in vars(child):
             yield child
