@@ -9,10 +9,13 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from rwkv7_hf import RWKV7ChannelMix, RWKV7Config, RWKV7ForCausalLM, RWKV7TimeMix
+from rwkv7_hf import RWKV7ChannelMix, RWKV7Config, RWKV7ForCausalLM, RWKV7Model, RWKV7TimeMix
 from rwkv7_hf.modeling_rwkv7 import RWKV7Linear, RWKV7LowRank
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .recurrence import recurrence, token_shift
 
@@ -23,9 +26,6 @@ class RwkvForCausalLM(RWKV7ForCausalLM):
     Modules and parameters have the names of ``rwkv7-hf``, but for the vectors of a layer: they are in a module of their
     own, ``mix``, so that ``modules_to_save`` can name them.
     """
-
-    # The library's loss is a mean over the batch at hand, which is what this word tells the Trainer.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: RWKV7Config) -> None:
         super().__init__(config)
@@ -39,6 +39,42 @@ class RwkvForCausalLM(RWKV7ForCausalLM):
                 module.__class__ = own
             if isinstance(module, (_TimeMix, _ChannelMix)):
                 module.mix = _Vectors(module)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As Transformers' own models. ``labels (batch, time)`` are token ids, -100 where nothing is to be learnt."""
+        output = super().forward(input_ids=input_ids, **{**kwargs, "return_dict": True})
+        if labels is not None:
+            # The library's loss is a mean over the batch at hand, whatever the Trainer accumulates.
+            output.loss = self.loss_function(
+                output.logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
+        return output
+
+
+class _Model(RWKV7Model):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the library's. Several documents in one row, told by positions that start over, keep to themselves."""
+        packed = input_ids is not None and attention_mask is None and position_ids is not None and len(input_ids) == 1
+        if not packed or int((position_ids == 0).sum()) < 2:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+        documents = input_ids[0].tensor_split(starts[1:])
+        mask = pad_sequence([torch.ones_like(document) for document in documents], batch_first=True)
+        output = super().forward(pad_sequence(documents, batch_first=True), mask, **{**kwargs, "use_cache": False})
+        output.last_hidden_state = output.last_hidden_state[mask.bool()].unsqueeze(0)
+        return output
 
 
 class _LowRankFactor(nn.Module):
@@ -89,4 +125,9 @@ class _ChannelMix(_Mixed, RWKV7ChannelMix):
     forward = _with(RWKV7ChannelMix.forward, _masked_token_shift=token_shift)
 
 
-_OWN: dict[type, type] = {RWKV7Linear: nn.Linear, RWKV7TimeMix: _TimeMix, RWKV7ChannelMix: _ChannelMix}
+_OWN: dict[type, type] = {
+    RWKV7Model: _Model,
+    RWKV7Linear: nn.Linear,
+    RWKV7TimeMix: _TimeMix,
+    RWKV7ChannelMix: _ChannelMix,
+}
