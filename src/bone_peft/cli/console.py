@@ -17,8 +17,9 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def console_of_main_process() -> Console:
-    return Console(quiet=not speaks())
+def console() -> Console:
+    """Where a command prints: paths stay on one line, and only one process of several speaks."""
+    return Console(quiet=not speaks(), soft_wrap=True, highlight=False)
 
 
 def score_table(scores: "dict[str, Score]", title: str | None = None) -> Table:

@@ -8,6 +8,8 @@ from rich.table import Table
 from bone_peft.measure import peak_memory_bytes
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from bone_peft.evaluation import Score
     from bone_peft.training import TrainResult
 
@@ -33,12 +35,11 @@ def demo(
     *,
     out: str = typer.Option("runs/demo", help="Folder of the run."),
     steps: int = typer.Option(None, min=1, help="Optimizer steps; default: the recipe's."),
+    eval_rows: int = typer.Option(None, min=1, help="Held-out problems to score; default: all of the recipe's."),
     force: bool = typer.Option(False, "--force", help="Replace a run that OUT holds."),
 ) -> None:
-    from rich.console import Console
-
     from bone_peft.bases import load_base
-    from bone_peft.cli.console import ScoringProgress
+    from bone_peft.cli.console import ScoringProgress, console
     from bone_peft.data import load_data
     from bone_peft.evaluation import Subject, evaluate, stream_answer
     from bone_peft.merging import merge
@@ -46,38 +47,42 @@ def demo(
     from bone_peft.training.report import write_report
     from bone_peft.training.run_folder import RunFolder
 
-    console = Console()
+    screen = console()
     values = {"out": out} | ({"training.max_steps": steps} if steps is not None else {})
     recipe = Recipe.load("demo").with_values(values)
     run = RunFolder(recipe.out)
     run.check_free(resume=False, force=force)
     merged = f"{recipe.out}/merged"
 
+    def held_out(tokenizer: object) -> "Dataset":
+        rows = load_data(str(recipe.eval_data), tokenizer=tokenizer)
+        return rows if eval_rows is None else rows.select(range(min(eval_rows, len(rows))))
+
     def scores_of(**subjects: Subject) -> "dict[str, Score]":
-        with ScoringProgress(console) as on_subject:
+        with ScoringProgress(screen) as on_subject:
             return evaluate(
                 subjects,
-                lambda tokenizer: load_data(str(recipe.eval_data), tokenizer=tokenizer),
+                held_out,
                 dtype=recipe.dtype,
                 on_subject=on_subject,
                 batch_size=32,
             )
 
-    console.rule("before", align="left")
+    screen.rule("before", align="left")
     before = scores_of(before=Subject(recipe.base))
-    console.print(f"exact match {before['before'].exact_match:.1%}, loss {before['before'].loss:.4f}", highlight=False)
-    console.rule("train", align="left")
-    result = train(recipe, force=force, console=console)
-    console.rule("merge", align="left")
+    screen.print(f"exact match {before['before'].exact_match:.1%}, loss {before['before'].loss:.4f}")
+    screen.rule("train", align="left")
+    result = train(recipe, force=force, console=screen)
+    screen.rule("merge", align="left")
     merge(recipe.base, result.adapter, merged, dtype=recipe.dtype, force=force)
     scores = before | scores_of(after=Subject(recipe.base, result.adapter), merged=Subject(merged))
     write_report(run, recipe, result, scores)
-    console.rule("one prompt, the merged model", align="left")
-    console.print(_PROMPT, highlight=False)
+    screen.rule("one prompt, the merged model", align="left")
+    screen.print(_PROMPT)
     stream_answer(*load_base(merged, dtype=recipe.dtype), _PROMPT, max_new_tokens=32)
-    console.rule("result", align="left")
-    console.print(_table(scores, result))
-    console.print(f"Report: {run.report}", highlight=False)
+    screen.rule("result", align="left")
+    screen.print(_table(scores, result))
+    screen.print(f"Report: {run.report}")
 
 
 def _table(scores: "dict[str, Score]", result: "TrainResult") -> Table:

@@ -39,9 +39,7 @@ def evaluate(
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
-    from bone_peft.cli.console import ScoringProgress, score_table
+    from bone_peft.cli.console import ScoringProgress, console, score_table
     from bone_peft.data import load_data
     from bone_peft.evaluation import evaluate as run
     from bone_peft.evaluation import subjects_of
@@ -52,8 +50,8 @@ def evaluate(
     subjects = subjects_of(base, adapter, merged)
     if not subjects:
         raise BoneError("There is nothing to score; give --base, with --adapter or without, or --merged.")
-    console = Console()
-    with ScoringProgress(console) as on_subject:
+    screen = console()
+    with ScoringProgress(screen) as on_subject:
         scores = run(
             subjects,
             lambda tokenizer: load_data(data, tokenizer=tokenizer, fields=fields, chat=chat, template=template),
@@ -62,7 +60,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             on_subject=on_subject,
         )
-    console.print(score_table(scores))
+    screen.print(score_table(scores))
     if json_file is not None:
         with whole_file(json_file) as file:
             content = {"data": data, "scores": {name: asdict(score) for name, score in scores.items()}}

@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 from bone_peft.cli import demo, evaluate, generate, merge, train
 from bone_peft.cli.console import speaks
-from bone_peft.cli.process import keep_freed_memory, quiet
+from bone_peft.cli.process import keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 from bone_peft.errors import BoneError
 from bone_peft.files import is_full_disk
 
@@ -50,6 +50,7 @@ def _main(
 ) -> None:
     if not verbose:
         quiet()
+    leave_full_disks_to_the_main_thread()
     keep_freed_memory()
 
 

@@ -4,7 +4,10 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import warnings
+
+from bone_peft.files import is_full_disk
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch")
 
@@ -25,6 +28,17 @@ def quiet() -> None:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+
+
+def leave_full_disks_to_the_main_thread() -> None:
+    """TensorBoard's writer thread would print a traceback beside the sentence that the main thread has for it."""
+    default = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not is_full_disk(failure.exc_value):
+            default(failure)
+
+    threading.excepthook = hook
 
 
 def keep_freed_memory() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bone_peft import recipes
-from bone_peft.cli.console import console_of_main_process
+from bone_peft.cli.console import console
 from bone_peft.errors import BoneError
 
 _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
@@ -123,10 +123,10 @@ def train(
     if bf16 is not None:
         values["dtype"] = "bfloat16" if bf16 else "float32"
     values |= dict(_setting(text) for text in settings or [])
-    console = console_of_main_process()
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
-    result = run(complete, resume=resume, force=force, console=console)
-    console.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n", highlight=False)
+    screen = console()
+    result = run(complete, resume=resume, force=force, console=screen)
+    screen.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n")
 
 
 def _recipe(name: str | None, out: str | None, resume: bool) -> Any:

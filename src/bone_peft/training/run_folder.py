@@ -22,7 +22,7 @@ class RunFolder:
         self.plot = self.root / "loss.png"
 
     def holds_a_run(self) -> bool:
-        return any(path.exists() for path in (self.recipe, self.checkpoints, self.adapter))
+        return self.recipe.exists() or self.adapter.exists() or bool(self._checkpoint_folders())
 
     def check_free(self, *, resume: bool, force: bool) -> None:
         """Refuse a folder whose run would be overwritten unasked."""

@@ -84,7 +84,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
         checkpoint = run.last_checkpoint()
 
     state = PartialState()
-    console.print(f"Loading [bold]{recipe.base}[/] and {recipe.data}", highlight=False)
+    console.print(f"Loading [bold]{recipe.base}[/] and {recipe.data}")
     model, tokenizer = load_base(recipe.base, dtype=recipe.dtype, quantize=recipe.quantize, device=_own_device(state))
     rows, held_out, removed = _load_rows(recipe, tokenizer)
     if removed:
@@ -93,7 +93,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
     progress, stop = ProgressReport(console), StopOnInterrupt(console)
     trainer = _build_trainer(recipe, run, model, tokenizer, rows, held_out, [progress, stop])
     trainable, total = trainer.model.get_nb_trainable_parameters()
-    console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.", highlight=False)
+    console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
 
     state.wait_for_everyone()  # every process has seen the old state of `out`
     if state.is_main_process:
@@ -107,7 +107,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
     if state.is_main_process:
         _log_to_tensorboard(trainer, run)
     if checkpoint is not None:
-        console.print(f"Continuing from {checkpoint}.", highlight=False)
+        console.print(f"Continuing from {checkpoint}.")
     elif resume:
         console.print("No checkpoint to continue from; starting at step 0.")
     started = time.perf_counter()
