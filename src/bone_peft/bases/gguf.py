@@ -18,9 +18,7 @@ def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
 
     if "quantization_config" in kwargs:
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
-    path = _in_package(base.removeprefix(_PACKAGE)) if base.startswith(_PACKAGE) else Path(base)
-    if not path.is_file():
-        raise BoneError(f"There is no base model at {base!r}; give a .gguf file, a model folder or a hub name.")
+    path = path_of(base)
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     # Without this, Transformers keeps the weights packed: they could be neither adapted nor merged.
     unpack = GgufConfig(dequantize=True)
@@ -28,6 +26,14 @@ def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
     # The rest of the world meets this base by the name it was asked for, not by a folder of this machine.
     model.name_or_path = model.config._name_or_path = base
     return model, AutoTokenizer.from_pretrained(**where)
+
+
+def path_of(base: str) -> Path:
+    """The file that ``base`` names."""
+    path = _in_package(base.removeprefix(_PACKAGE)) if base.startswith(_PACKAGE) else Path(base)
+    if not path.is_file():
+        raise BoneError(f"There is no base model at {base!r}; give a .gguf file, a model folder or a hub name.")
+    return path
 
 
 def _in_package(package: str) -> Path:

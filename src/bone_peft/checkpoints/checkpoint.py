@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BoneError
-from ..tuner.stack import Adapted, Frozen
-from ..variants import Below, Params, Variant
+from ..variants import Params, Variant
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes to write."""
@@ -71,8 +70,8 @@ class Edit:
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             if self.replacement is not None:
-                piece = self.replacement.to(dtype)
-                piece = piece[start:stop] if piece.ndim else piece
+                piece = self.replacement[start:stop] if self.replacement.ndim else self.replacement
+                piece = piece.to(dtype, copy=True)
             else:
                 piece = stored.read_rows(start, stop) if step < rows else stored.read()
             piece = self._merged(piece, None if step >= rows else (start, stop))
@@ -91,16 +90,14 @@ class Edit:
             return weight.contiguous()
         stored = weight.T if self.transposed else weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        below: Below = Frozen(call=_no_call, read_weight=lambda: stored, bias=None)
+        # As several active adapters do: each stands on the weight that the one before has made. In place, as what was
+        # read is ours.
+        merged = stored.to(dtype)
         for variant, params in self.adapters:
             part = params if span is None else variant.rows(params, *span)
-            below = Adapted(below, variant, part, None)
-        merged = below.weight(dtype).to(weight.dtype)
+            merged += variant.delta_weight({name: tensor.to(dtype) for name, tensor in part.items()}, merged)
+        merged = merged.to(weight.dtype)
         return (merged.T if self.transposed else merged).contiguous()
-
-
-def _no_call(x: Tensor) -> Tensor:
-    raise AssertionError("a stored weight cannot be called")
 
 
 class Checkpoint(Protocol):

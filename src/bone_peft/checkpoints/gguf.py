@@ -72,17 +72,10 @@ class Held:
         return self.tensor.nbytes
 
     def read(self) -> Tensor:
-        return self.tensor
+        return self.tensor.clone()
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.tensor[start:stop]
-
-
-def _path(base: str) -> Path:
-    path = named.path_of(base) if hasattr(named, "path_of") else Path(base)
-    if not path.is_file():
-        raise BoneError(f"There is no base model at {base!r}; give a .gguf file, a model folder or a hub name.")
-    return path
+        return self.tensor[start:stop].clone()
 
 
 class GgufCheckpoint:
@@ -90,8 +83,9 @@ class GgufCheckpoint:
 
     def __init__(self, base: str, dtype: str = "bfloat16") -> None:
         self.name = base
-        self.path = _path(base)
-        self.dtype = getattr(torch, dtype)
+        self.path = named.path_of(base)
+        # "auto" is what Transformers makes of a GGUF file when it is not told.
+        self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         self._where = {"pretrained_model_name_or_path": str(self.path.parent), "gguf_file": self.path.name}
 
     @cached_property

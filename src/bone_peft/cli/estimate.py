@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bone_peft.errors import BoneError
@@ -81,10 +82,10 @@ def estimate(
 
 def _table(found: "Estimate") -> Table:
     title = f"{found.model}: {found.parameters:,} parameters, {len(found.layers)} adapted layers"
-    table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    for name in ("r", "trainable", "of the base", "file", "optimizer", "training"):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("r", "trainable", "of base", "file", "optimizer", "training"):
+        table.add_column(name, justify="right", no_wrap=True)
     for cost in found.costs:
         if cost.refusal is not None:
             table.add_row(cost.method, str(cost.size), "not possible")
@@ -108,4 +109,4 @@ def _advice(found: "Estimate") -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""``fold``: base files and adapters in, base files with the adapters in them out."""
+"""``merge``: base files and adapters in, base files with the adapters in them out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ..adapters import read_adapter
 from ..checkpoints import Checkpoint, Progress, open_checkpoint
@@ -20,7 +22,7 @@ from .plan import Weighted, plan
 
 
 @dataclass(frozen=True)
-class Folded:
+class Merged:
     """What was done.
 
     Attributes:
@@ -36,16 +38,16 @@ class Folded:
     seconds: float
 
 
-def fold(
+def merge(
     base: str,
-    adapters: Sequence[str | Path],
+    adapters: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     weights: Sequence[float] | None = None,
     dtype: str = "bfloat16",
     force: bool = False,
     progress: Progress = lambda done, total: None,
-) -> Folded:
+) -> Merged:
     """Merge adapters into a base, tensor by tensor, as ``merge_and_unload()`` would.
 
     Memory stays near the size of one tensor, whatever the size of the model. The output keeps the base's files: shards,
@@ -53,7 +55,7 @@ def fold(
 
     Args:
         base: a model folder, a hub name, a ``.gguf`` file, ``package:NAME``, or an RWKV ``.pth`` file.
-        adapters: folders or files of adapters of any format. Several compose as several active adapters do.
+        adapters: folder or file of an adapter of any format, or several; they compose as several active ones do.
         out: a new folder (for RWKV a new ``.pth`` file). It appears when it is whole.
         weights: a factor on each adapter's ``dW``; 1 by default.
         dtype: what a GGUF base is unpacked to; all other bases keep theirs.
@@ -67,14 +69,25 @@ def fold(
     out = Path(out)
     if out.exists() and (not force or out.is_dir() != (out.suffix != ".pth")):
         raise BoneError(f"{out} exists already; choose another name, or pass --force to replace it.")
-    given = _given(adapters, weights)
+    given = _given([adapters] if isinstance(adapters, (str, Path)) else adapters, weights)
     checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)
     edits = plan(checkpoint, given)
     _check_space(checkpoint, out)
-    with _staged(checkpoint, out, force) as staging:
+    with _staged(checkpoint, out, force) as staging, _one_thread():
         checkpoint.write(staging, edits, progress)
         _sync_folder(staging)
-    return Folded(out, len(edits), len(checkpoint.tensors), checkpoint.nbytes, time.perf_counter() - start)
+    return Merged(out, len(edits), len(checkpoint.tensors), checkpoint.nbytes, time.perf_counter() - start)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Pieces are small and reading and writing take as long: threads would wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _given(adapters: Sequence[str | Path], weights: Sequence[float] | None) -> list[Weighted]:
