@@ -41,6 +41,7 @@ _PLACES = {
     "out": "out",
     "seed": "seed",
     "quantize": "quantize",
+    "continue_from": "continue_from",
     "r": "adapter.r",
     "init_weights": "adapter.init_weights",
     "share": "adapter.share",
@@ -67,7 +68,9 @@ def add_to(app: typer.Typer) -> None:
 def train(
     recipe: str = typer.Argument(None, metavar="[RECIPE]", help="A YAML file, or the name of a shipped recipe."),
     *,
-    base: str = typer.Option(None, help="Model folder, hub name, .gguf file, or package:NAME.", rich_help_panel=_MODEL),
+    base: str = typer.Option(
+        None, help="Model folder, hub name, .gguf file, RWKV .pth file, or package:NAME.", rich_help_panel=_MODEL
+    ),
     data: str = typer.Option(None, help="Training rows.", rich_help_panel=_MODEL),
     eval_data: str = typer.Option(None, help="Held-out rows; left out of training.", rich_help_panel=_MODEL),
     fields: tuple[str, str] = typer.Option(
@@ -81,6 +84,9 @@ def train(
     ),
     bf16: bool = typer.Option(None, "--bf16/--no-bf16", help="Base in bf16 or fp32.", rich_help_panel=_MODEL),
     quantize: str = typer.Option(None, help="Base in 8bit or 4bit (bitsandbytes).", rich_help_panel=_MODEL),
+    continue_from: str = typer.Option(
+        None, help="A trained adapter to go on from, with its own options.", rich_help_panel=_ADAPTER
+    ),
     r: int = typer.Option(None, help="Block size [dim](default: 64)[/].", rich_help_panel=_ADAPTER),
     init_weights: str = typer.Option(None, help="true (Bone), false, or bat (Bat).", rich_help_panel=_ADAPTER),
     share: str = typer.Option(None, help="Bat's blocks by output or input.", rich_help_panel=_ADAPTER),

@@ -20,8 +20,8 @@ def load_data(
     Args:
         source: a ``.jsonl``, ``.json`` or ``.parquet`` file, ``gym:TASK?key=value``, or a ``datasets`` name.
         tokenizer: decides whether rows become chat messages (it has a chat template) when ``chat`` is None.
-        fields: names of the prompt and the completion column. Left out, ``prompt``/``completion`` or a chat
-            column ``messages`` is used.
+        fields: names of the prompt and the completion column. Left out, ``prompt``/``completion``, a chat column
+            ``messages`` or a column ``text`` of whole documents is used.
         chat: True for chat messages, False for plain text, None to follow the tokenizer.
         template: plain text around the prompt, with ``{prompt}`` where it goes.
 
@@ -45,4 +45,6 @@ def load_data(
                 "name plain columns with --fields instead."
             )
         return rows.from_messages(dataset, source)
+    if fields is None and "text" in dataset.column_names and "prompt" not in dataset.column_names:
+        return rows.from_text(dataset, source, start=getattr(tokenizer, "eos_token", None) or "")
     return rows.from_columns(dataset, source, fields=fields, chat=as_chat, template=template)

@@ -50,6 +50,15 @@ def from_messages(dataset: Any, source: str) -> Any:
     return _convert(dataset, convert)
 
 
+def from_text(dataset: Any, source: str, *, start: str) -> Any:
+    """A ``text`` column of documents, learned from their first word: the prompt is the end of the one before."""
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {"prompt": start, "completion": _text(row["text"], "text", source, index)}
+
+    return _convert(dataset, convert)
+
+
 def _convert(dataset: Any, convert: Any) -> Any:
     return dataset.map(convert, with_indices=True, remove_columns=dataset.column_names, keep_in_memory=True)
 

@@ -39,6 +39,7 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        continue_from: an adapter to train on, as for :func:`bone_peft.bases.load_adapter`, in place of a new one.
         adapter: arguments of :class:`bone_peft.BoneConfig`.
         training: arguments of :class:`trl.SFTConfig`.
     """
@@ -53,6 +54,7 @@ class Recipe:
     dtype: str = "bfloat16"
     seed: int = 0
     quantize: str = "none"
+    continue_from: str | None = None
     adapter: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -117,6 +119,11 @@ class Recipe:
         for key, instead in _NOT_IN_TRAINING.items():
             if key in self.training:
                 raise BoneError(f"training.{key} is set by the run itself; use {instead} instead.")
+        if self.continue_from is not None and self.adapter:
+            raise BoneError(
+                f"{self.continue_from} brings the options of its adapter along: leave out "
+                f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
+            )
         _known_keys("adapter", self.adapter, (f.name for f in dataclasses.fields(BoneConfig)))
         _known_keys("training", self.training, (f.name for f in dataclasses.fields(SFTConfig)))
         return dataclasses.replace(self, training={**TRAINING_DEFAULTS, **self.training})
@@ -142,9 +149,10 @@ class Recipe:
                 raise BoneError(
                     f"fields in {where} must name two columns, [prompt, completion]; found {self.fields!r}."
                 )
-        for name in ("base", "data", "out", "dtype", "quantize", "template", "eval_data"):
+        optional = ("template", "eval_data", "continue_from")
+        for name in ("base", "data", "out", "dtype", "quantize", *optional):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in ("template", "eval_data")):
+            if not isinstance(value, str) and not (value is None and name in optional):
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise BoneError(f"seed in {where} must be a whole number of zero or more, found {self.seed!r}.")

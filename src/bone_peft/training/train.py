@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bone_peft.bases import load_base
+from bone_peft.bases import load_adapter, load_base
 from bone_peft.data import load_data, without
 from bone_peft.errors import BoneError
 from bone_peft.files import full_disk_is_explained, whole_file, whole_folder
@@ -170,7 +170,12 @@ def _build_trainer(
 
     from bone_peft import BoneConfig
 
+    config = None
     try:
+        if recipe.continue_from is None:
+            config = BoneConfig(**{"task_type": "CAUSAL_LM", **recipe.adapter})
+        else:
+            model = load_adapter(model, recipe.continue_from, trainable=True)
         arguments = SFTConfig(
             output_dir=str(run.checkpoints),
             seed=recipe.seed,
@@ -184,7 +189,7 @@ def _build_trainer(
             train_dataset=rows,
             eval_dataset=held_out if arguments.do_eval else None,
             processing_class=tokenizer,
-            peft_config=BoneConfig(**{"task_type": "CAUSAL_LM", **recipe.adapter}),
+            peft_config=config,
         )
     except BoneError:
         raise
