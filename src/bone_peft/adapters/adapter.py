@@ -48,6 +48,17 @@ class Adapter:
         """Block size of a module, or the width of its bottleneck."""
         return self.variant.sides(self.layers[module])[2]
 
+    def rounded(self, dtype: str) -> Adapter:
+        """With every tensor in ``dtype``, such as ``"bfloat16"``."""
+        kinds = {str(kind).removeprefix("torch."): kind for kind in FLOATS}
+        if dtype not in kinds:
+            raise BoneError(f"dtype {dtype!r} is unknown; choose one of {', '.join(kinds)}.")
+        layers: dict[str, Params] = {
+            module: {name: tensor.to(kinds[dtype]) for name, tensor in params.items()}
+            for module, params in self.layers.items()
+        }
+        return replace(self, layers=layers, whole={name: t.to(kinds[dtype]) for name, t in self.whole.items()})
+
     def is_untrained(self) -> bool:
         """Whether every ``dW`` is zero, as before the first step."""
         return all(any(not tensor.any() for tensor in params.values()) for params in self.layers.values())

@@ -30,6 +30,7 @@ def convert(
     base: str = typer.Option(None, help="The base model; default: the one that the adapter names."),
     rank: int = typer.Option(None, help="To lora: nearest of this rank."),
     energy: float = typer.Option(None, help="To lora: smallest rank that keeps this share of the change, 0 to 1."),
+    dtype: str = typer.Option(None, help="Round the tensors; RWKV-PEFT wants its base's type, bfloat16."),
     force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
 ) -> None:
     from rich.console import Console
@@ -37,9 +38,9 @@ def convert(
 
     from bone_peft.convert import convert as run
 
-    result = run(adapter, to, out, base=base, rank=rank, energy=energy, force=force)
+    result = run(adapter, to, out, base=base, rank=rank, energy=energy, dtype=dtype, force=force)
     if result.exact:
-        typer.echo(f"{to} adapter, exact: {out}")
+        typer.echo(f"{to} adapter, {'exact' if dtype is None else f'rounded to {dtype}'}: {out}")
         return
     table = Table()
     table.add_column("module", overflow="fold")

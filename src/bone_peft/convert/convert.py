@@ -40,6 +40,7 @@ def convert(
     base: str | None = None,
     rank: int | None = None,
     energy: float | None = None,
+    dtype: str | None = None,
     adapter_name: str = "default",
     force: bool = False,
 ) -> Converted:
@@ -56,6 +57,8 @@ def convert(
             that the adapter names, if there is one here. A live model is its own base.
         rank: take the nearest LoRA of this rank.
         energy: take the LoRA of the smallest rank that keeps this share of ``|dW|^2`` in every layer, in ``(0, 1]``.
+        dtype: round the tensors to ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default they stay as they are.
+            RWKV-PEFT's merge wants them in the type of its base.
         adapter_name: which adapter of a live model.
         force: replace ``out`` if it exists.
 
@@ -89,6 +92,8 @@ def convert(
             found, errors = nearest(found, at, rank, energy)
     elif rank is not None or energy is not None:
         raise BoneError(f"rank and energy are for LoRA, and {to} is exact without: leave them out.")
+    if dtype is not None:
+        found = found.rounded(dtype)
     write_adapter(found, to, out, force=force)
     return Converted(found, source, errors)
 

@@ -66,15 +66,21 @@ class _Model(RWKV7Model):
         **kwargs: Any,
     ) -> Any:
         """As the library's. Several documents in one row, told by positions that start over, keep to themselves."""
-        packed = input_ids is not None and attention_mask is None and position_ids is not None and len(input_ids) == 1
-        if not packed or int((position_ids == 0).sum()) < 2:
+        starts = _starts(position_ids)
+        if input_ids is None or attention_mask is not None or starts.numel() < 2:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        starts = (position_ids[0] == 0).nonzero().flatten().tolist()
-        documents = input_ids[0].tensor_split(starts[1:])
+        documents = list(input_ids[0].tensor_split(starts[1:].tolist()))
         mask = pad_sequence([torch.ones_like(document) for document in documents], batch_first=True)
         output = super().forward(pad_sequence(documents, batch_first=True), mask, **{**kwargs, "use_cache": False})
         output.last_hidden_state = output.last_hidden_state[mask.bool()].unsqueeze(0)
         return output
+
+
+def _starts(position_ids: Tensor | None) -> Tensor:
+    """Where documents begin in a batch of one row; nothing for other batches."""
+    if position_ids is None or len(position_ids) != 1:
+        return torch.empty(0)
+    return position_ids[0].eq(0).nonzero().flatten()
 
 
 class _LowRankFactor(nn.Module):
