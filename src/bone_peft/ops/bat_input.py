@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .base_layer import BaseLayer
 from .bat_input_kernels import transform, transform_backward
 from .block_sum import add_to_blocks, block_sum
-from .dispatch import computing_dtype, rows, use_triton
+from .dispatch import computing_dtype, rows
 
 
 def bat_input_layer(x: Tensor, block: Tensor, below: BaseLayer) -> Tensor:
@@ -46,7 +46,7 @@ def linear_bat_input(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tens
 
 
 def bat_input(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """``z (..., in)`` in the dtype of ``x``, and ``v (tokens, r)``, for a base layer that is a black box."""
+    """``z (..., in)`` and ``v (tokens, r)`` in the dtype of ``x``, for a base layer that is a black box."""
     if torch.compiler.is_compiling():
         return torch.ops.bone_peft.bat_input(x, block)
     return _BatInput.apply(x, block)
@@ -55,7 +55,7 @@ def bat_input(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
 def add_tiled(y: Tensor, v: Tensor) -> Tensor:
     """``y (..., out)`` plus ``v (tokens, r)`` in each of its blocks."""
     if torch.compiler.is_compiling():
-        tiled = y.reshape(v.shape[0], -1, v.shape[1]) + v[:, None, :]
+        tiled = y.reshape(v.shape[0], y.shape[-1] // v.shape[1], v.shape[1]) + v[:, None, :]
         return tiled.to(y.dtype).view(y.shape)
     return _AddTiled.apply(y, v)
 
@@ -94,7 +94,7 @@ class _BatInput(Function):
     def forward(ctx: Any, x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, block)
         z, v = transform(rows(x), block)
-        return z.view(x.shape), v
+        return z.view(x.shape), v.to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -118,11 +118,6 @@ class _AddTiled(Function):
 
 
 # For torch.compile: the same functions as operators that the compiler does not look into.
-
-
-def _empty_v(x: Tensor, r: int) -> Tensor:
-    tokens = x.numel() // x.shape[-1]
-    return x.new_empty(tokens, r, dtype=torch.float32 if use_triton(x, r) else x.dtype)
 
 
 @torch.library.custom_op(
@@ -160,12 +155,12 @@ def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
 @torch.library.custom_op("bone_peft::bat_input", mutates_args=(), schema="(Tensor x, Tensor block) -> (Tensor, Tensor)")
 def _bat_input_op(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     z, v = transform(rows(x), block)
-    return z.view(x.shape), v
+    return z.view(x.shape), v.to(x.dtype)
 
 
 @_bat_input_op.register_fake
 def _(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), _empty_v(x, block.shape[-1])
+    return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1], block.shape[-1])
 
 
 @torch.library.custom_op(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import power_of_two, use_triton
+from .launch import launch
 
 try:
     import triton
@@ -36,9 +37,7 @@ def transform(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     v = torch.zeros(tokens, r, dtype=torch.float32, device=x.device)
     each = min(8, number)
     grid = (triton.cdiv(number, each), triton.cdiv(tokens, 128))
-    _transform[grid](
-        x, block, z, v, tokens, number, x.stride(0), each, r, power_of_two(r), 128, num_warps=4, num_stages=3
-    )
+    launch(_transform, grid, (x, block, z, v), (tokens, number, x.stride(0)), (each, r, power_of_two(r), 128, 3))
     return z, v
 
 
@@ -64,25 +63,13 @@ def transform_backward(
     dx = torch.empty(tokens, features, dtype=dz.dtype, device=dz.device) if needs_x else None
     dblock = None if x is None else torch.zeros(block.shape, dtype=torch.float32, device=dz.device)
     each = 1024 if tokens >= 4096 else 256
-    _transform_backward[(number, triton.cdiv(tokens, each))](
-        dz,
-        dv,
-        dz if x is None else x,
-        block,
-        dz if dx is None else dx,
-        dv if dblock is None else dblock,
-        tokens,
-        dz.stride(0),
-        0 if x is None else x.stride(0),
-        features,
-        r,
-        power_of_two(r),
-        128 if r <= 64 else 64,
-        each,
-        dx is not None,
-        dblock is not None,
+    launch(
+        _transform_backward,
+        (number, triton.cdiv(tokens, each)),
+        (dz, dv, dz if x is None else x, block, dz if dx is None else dx, dv if dblock is None else dblock),
+        (tokens, dz.stride(0), 0 if x is None else x.stride(0), features),
+        (r, power_of_two(r), 128 if r <= 64 and number <= 64 else 64, each, dx is not None, dblock is not None, 2),
         num_warps=4 if r <= 64 else 8,
-        num_stages=2,
     )
     return dx, None if dblock is None else dblock.to(block.dtype)
 
@@ -123,6 +110,7 @@ if triton is not None:
         R: tl.constexpr,
         WIDTH: tl.constexpr,
         BLOCK_T: tl.constexpr,
+        STAGES: tl.constexpr,
     ):
         t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
         c = tl.arange(0, WIDTH)
@@ -132,7 +120,7 @@ if triton is not None:
         dtype = x.dtype.element_ty
         first = tl.program_id(0) * EACH
         total = tl.zeros((BLOCK_T, WIDTH), dtype=tl.float32)
-        for i in range(first, tl.minimum(first + EACH, number)):
+        for i in tl.range(first, tl.minimum(first + EACH, number), num_stages=STAGES):
             piece = tl.load(x + wide * x_stride + i * R + c[None, :], mask=mask, other=0.0)
             # D_i (a, d), read as (d, a).
             d = tl.load(block + i * R * R + c[None, :] * R + c[:, None], mask=square, other=0.0)
@@ -160,6 +148,7 @@ if triton is not None:
         EACH: tl.constexpr,
         NEEDS_X: tl.constexpr,
         NEEDS_BLOCK: tl.constexpr,
+        STAGES: tl.constexpr,
     ):
         i = tl.program_id(0)
         c = tl.arange(0, WIDTH)
@@ -169,7 +158,7 @@ if triton is not None:
         d = tl.load(block + own, mask=square, other=0.0).to(dtype)
         first = tl.program_id(1) * EACH
         total = tl.zeros((WIDTH, WIDTH), dtype=tl.float32)
-        for start in range(first, tl.minimum(first + EACH, tokens), STEP):
+        for start in tl.range(first, tl.minimum(first + EACH, tokens), STEP, num_stages=STAGES):
             t = start + tl.arange(0, STEP)
             wide = t.to(tl.int64)[:, None]
             mask = (t < tokens)[:, None] & (c < R)[None, :]

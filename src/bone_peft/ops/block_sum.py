@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import power_of_two, use_triton
+from .launch import launch
 
 try:
     import triton
@@ -32,7 +33,7 @@ def block_sum(x: Tensor, r: int) -> Tensor:
     if tokens:
         width = power_of_two(r)
         tile = max(1, 512 // width)
-        _block_sum[(tokens,)](x, s, tokens, features, x.stride(0), r, width, 1, tile)
+        launch(_block_sum, (tokens,), (x, s), (tokens, features, x.stride(0)), (r, width, 1, tile))
     return s
 
 
@@ -67,20 +68,12 @@ def add_to_blocks(y: Tensor | None, s: Tensor, like: Tensor, bias: Tensor | None
         width = power_of_two(r)
         tile = max(1, 512 // width)
         grid = (triton.cdiv(features, tile * r), triton.cdiv(tokens, 4))
-        _add_to_blocks[grid](
-            s if y is None else y,
-            s,
-            s if bias is None else bias,
-            out,
-            tokens,
-            features,
-            0 if y is None else y.stride(0),
-            r,
-            width,
-            4,
-            tile,
-            y is not None,
-            bias is not None,
+        launch(
+            _add_to_blocks,
+            grid,
+            (s if y is None else y, s, s if bias is None else bias, out),
+            (tokens, features, 0 if y is None else y.stride(0)),
+            (r, width, 4, tile, y is not None, bias is not None),
         )
     return out
 
@@ -92,7 +85,7 @@ def add_to_blocks_torch(
     tokens, r = s.shape
     s = s.to(dtype)
     if y is not None and bias is None and features % r == 0:
-        return (y.reshape(tokens, -1, r) + s[:, None, :]).view(tokens, features)
+        return (y.reshape(tokens, features // r, r) + s[:, None, :]).view(tokens, features)
     tiled = s.repeat(1, -(-features // r))[:, :features]
     if bias is not None:
         tiled = tiled + bias

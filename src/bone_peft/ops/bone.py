@@ -194,7 +194,7 @@ def _backward_op(
     ds, dblock = product_backward(flat, s, block, dtype, needs_s)
     return (
         dx,
-        dy.new_empty(0) if ds is None else ds.to(wide),
+        dy.new_empty(0) if ds is None else ds.to(wide, copy=True),
         dy.new_empty(0) if dblock is None else dblock,
     )
 

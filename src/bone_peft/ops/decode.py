@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import power_of_two, use_triton
+from .launch import launch
 
 try:
     import triton
@@ -40,23 +41,13 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> T
     r = block.shape[0]
     y = torch.empty(*x.shape[:-1], features_out, dtype=x.dtype, device=x.device)
     width = power_of_two(r)
-    rows = 8 if features_out <= 4096 else 16
-    _bone_token[(triton.cdiv(features_out, rows),)](
-        x.contiguous(),
-        weight,
-        y if bias is None else bias,
-        block,
-        y,
-        features_in,
-        features_out,
-        weight.stride(0),
-        r,
-        width,
-        rows,
-        1024,
-        max(1, 1024 // width),
-        bias is not None,
-        num_warps=8,
+    rows = 8
+    launch(
+        _bone_token,
+        (triton.cdiv(features_out, rows),),
+        (x.contiguous(), weight, y if bias is None else bias, block, y),
+        (features_in, features_out, weight.stride(0)),
+        (r, width, rows, 512, max(1, 1024 // width), bias is not None),
     )
     return y
 

@@ -73,7 +73,7 @@ def power_of_two(size: int) -> int:
 
 def rows(x: Tensor) -> Tensor:
     """``x (..., features)`` as ``(tokens, features)`` with adjacent features, copied only if need be."""
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import power_of_two, use_triton
+from .launch import launch
 
 try:
     import triton
@@ -35,23 +36,12 @@ def product(s: Tensor, block: Tensor, bias: Tensor | None = None, y: Tensor | No
     rounded = block if block.dtype == s.dtype else torch.empty_like(block, dtype=s.dtype)
     rows = 128 if tokens > 64 else 16 if tokens <= 16 else 64
     grid = (triton.cdiv(features, 128), triton.cdiv(tokens, rows))
-    _product[grid](
-        s,
-        block,
-        rounded,
-        out if bias is None else bias,
-        out if y is None else y,
-        out,
-        tokens,
-        features,
-        0 if y is None else y.stride(0),
-        r,
-        power_of_two(r),
-        rows,
-        128,
-        rounded is not block,
-        bias is not None,
-        y is not None,
+    launch(
+        _product,
+        grid,
+        (s, block, rounded, out if bias is None else bias, out if y is None else y, out),
+        (tokens, features, 0 if y is None else y.stride(0)),
+        (r, power_of_two(r), rows, 128, rounded is not block, bias is not None, y is not None),
         num_warps=8,
     )
     return out, rounded
@@ -91,23 +81,12 @@ def product_backward(
     regions = (triton.cdiv(tokens, region), triton.cdiv(features, region))
     both = torch.zeros(tokens * r + r * features, dtype=torch.float32, device=dy.device)
     ds, dblock = both[: tokens * r].view(tokens, r), both[tokens * r :].view(r, features)
-    _product_backward[(regions[0] * regions[1] * 2 * each,)](
-        dy,
-        dy if s is None else s,
-        block,
-        ds,
-        dblock,
-        tokens,
-        features,
-        dy.stride(0),
-        regions[1],
-        r,
-        power_of_two(r),
-        region,
-        128,
-        64,
-        needs_s,
-        s is not None,
+    launch(
+        _product_backward,
+        (regions[0] * regions[1] * 2 * each,),
+        (dy, dy if s is None else s, block, ds, dblock),
+        (tokens, features, dy.stride(0), regions[1]),
+        (r, power_of_two(r), region, 128, 64, needs_s, s is not None),
         num_warps=4 if r <= 64 else 8,
         num_stages=3 if r <= 64 else 2,
     )

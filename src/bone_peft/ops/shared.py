@@ -36,7 +36,7 @@ def with_block_sum(x: Tensor, r: int) -> Sums:
     """
     if torch.compiler.is_compiling():
         # The compiler removes the repetitions itself, and fuses the sum with what makes x.
-        wide = block_sum_torch(x, r, torch.promote_types(x.dtype, torch.float32)).reshape(-1, r)
+        wide = block_sum_torch(x, r, torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[:-1].numel(), r)
         return x, wide.detach().to(x.dtype), wide
     if type(x) is not Tensor or x.is_inference() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return _with_block_sum(x, r)

@@ -1,0 +1,1 @@
+"""How fast training and inference are, ours and our peers', side by side in one process."""

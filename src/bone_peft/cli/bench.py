@@ -1,0 +1,189 @@
+"""``bone bench``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="How fast training and inference are, next to the bare model and to PEFT's own methods.",
+)
+
+_TRAIN = """Time and memory of one training step, all contestants in turns in one process.
+
+The floor is the frozen model: forward, and backward to its input. Weights are random; speed does not depend on them.
+
+[bold]Examples[/]
+
+  bone bench train --shape llama2-7b --json train.json --chart train.png
+
+  bone bench train --shape smollm2 --batch 4 --length 128 --only bone --only peft-miss --only bat
+"""
+
+_INFER = """Tokens a second of reading a prompt and of writing, for the bare model, with adapters, and merged.
+
+A name with -merged is the merged model; with -mixed, two adapters and the bare base share a batch.
+
+[bold]Example[/]
+
+  bone bench infer --shape llama2-7b --compiled --only bone --only bone-merged
+"""
+
+Shape = typer.Option("llama2-7b", help="llama2-7b, llama3.2-3b, smollm2, tiny, or a model folder.")
+Layers = typer.Option(None, min=1, help="Fewer decoder layers than the shape has.")
+Only = typer.Option(None, help="A contestant; give it again for more. Default: all.")
+Target = typer.Option(None, help="A module to adapt; give it again for more. Default: all linear layers.")
+R = typer.Option(64, "--r", "-r", min=1, help="Block size.")
+LoraR = typer.Option(36, "--lora-r", min=1, help="Rank of LoRA and width of the bottleneck.")
+Compiled = typer.Option(False, "--compiled", help="Decoder layers under torch.compile.")
+Dtype = typer.Option("bfloat16", help="Of the frozen weights: bfloat16, float16 or float32.")
+Device = typer.Option(None, help="cuda or cpu. Default: cuda if there is one.")
+Rounds = typer.Option(3, min=1, help="How many turns each contestant gets.")
+Json = typer.Option(None, "--json", metavar="FILE", help="Write the results here.")
+Chart = typer.Option(None, "--chart", metavar="FILE", help="Draw them here (.png, .svg, .pdf).")
+
+
+def add_to(app_of_all: typer.Typer) -> None:
+    app_of_all.add_typer(app, name="bench")
+
+
+@app.command(help=_TRAIN)
+def train(
+    shape: str = Shape,
+    layers: int = Layers,
+    batch: int = typer.Option(4, min=1, help="Rows a step."),
+    length: int = typer.Option(1024, min=2, help="Tokens a row."),
+    only: list[str] = Only,
+    target: list[str] = Target,
+    r: int = R,
+    lora_r: int = LoraR,
+    compiled: bool = Compiled,
+    checkpointing: bool = typer.Option(False, "--checkpointing", help="Gradient checkpointing."),
+    dtype: str = Dtype,
+    device: str = Device,
+    rounds: int = Rounds,
+    steps: int = typer.Option(5, min=1, help="Timed steps a turn."),
+    json_file: str = Json,
+    chart_file: str = Chart,
+) -> None:
+    from bone_peft.bench.contestants import CONTESTANTS, Setting
+    from bone_peft.bench.train import Regime, measure
+
+    device = _device(device)
+    regime = Regime(shape, layers, batch, length, _dtype(dtype), device, compiled, checkpointing, rounds, steps)
+    results = measure(regime, Setting(target or "all-linear", r, lora_r), only or list(CONTESTANTS), _say)
+    how = f"{shape}, {batch} x {length} tokens, r={r}, {'compiled' if compiled else 'eager'}, {dtype}"
+    _print_training(results, how)
+    _keep("train", device, results, json_file)
+    if chart_file is not None:
+        from bone_peft.bench.report import chart
+
+        chart(chart_file, {n: row["floors"] for n, row in results.items() if "floors" in row}, how, "step time / floor")
+
+
+@app.command(help=_INFER)
+def infer(
+    shape: str = Shape,
+    layers: int = Layers,
+    batch: int = typer.Option(1, min=1, help="Rows at once."),
+    prompt: int = typer.Option(512, min=1, help="Tokens of the prompt."),
+    tokens: int = typer.Option(64, min=16, help="Tokens to write."),
+    only: list[str] = Only,
+    target: list[str] = Target,
+    r: int = R,
+    lora_r: int = LoraR,
+    compiled: bool = typer.Option(False, "--compiled", help="torch.compile, and CUDA graphs for writing."),
+    dtype: str = Dtype,
+    device: str = Device,
+    rounds: int = Rounds,
+    json_file: str = Json,
+    chart_file: str = Chart,
+) -> None:
+    from bone_peft.bench.contestants import Setting
+    from bone_peft.bench.infer import Regime, measure
+
+    device = _device(device)
+    regime = Regime(shape, layers, batch, prompt, tokens, _dtype(dtype), device, compiled, rounds)
+    names = only or ["bone", "bone-merged", "bat-input", "bat", "bottleneck", "peft-lora-low", "peft-miss-low"]
+    results = measure(regime, Setting(target or "all-linear", r, lora_r), names, _say)
+    how = f"{shape}, batch {batch}, prompt {prompt}, r={r}, {'compiled' if compiled else 'eager'}, {dtype}"
+    _print_inference(results, how)
+    _keep("infer", device, results, json_file)
+    if chart_file is not None:
+        from bone_peft.bench.report import chart
+
+        chart(chart_file, {n: row["decode"]["bases"] for n, row in results.items()}, how, "decoding speed / base")
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    from bone_peft.errors import BoneError
+
+    if name not in ("bfloat16", "float16", "float32"):
+        raise BoneError(f"--dtype is {name!r}, and has to be bfloat16, float16 or float32.")
+    return getattr(torch, name)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if _terminal() else 120).print(table)
+
+
+def _terminal() -> bool:
+    import sys
+
+    return sys.stdout.isatty()
+
+
+def _print_training(results: dict[str, Any], how: str) -> None:
+    rows = []
+    for name, row in results.items():
+        if "failed" in row:
+            rows.append([name, row["failed"], "", "", "", "", f"{row['parameters']:,}"])
+            continue
+        low, high = row["spread"]
+        memory = [f"{row[key]:.2f}" if key in row else "" for key in ("peak_gib", "over_gib")]
+        floors = f"{row['floors']:.3f}"
+        rows.append([name, f"{row['ms']:.1f}", f"{low:.1f} to {high:.1f}", floors, *memory, f"{row['parameters']:,}"])
+    _table(how, ["", "step, ms", "quartiles", "x floor", "peak GiB", "over floor", "parameters"], rows)
+
+
+def _print_inference(results: dict[str, Any], how: str) -> None:
+    rows = []
+    for name, row in results.items():
+        parts = (row["prefill"], row["decode"])
+        rows.append([name, *(cell for p in parts for cell in (f"{p['tokens_s']:.1f}", f"{p['bases']:.3f}"))])
+    _table(how, ["", "prefill, tokens/s", "x base", "decode, tokens/s", "x base"], rows)
+
+
+def _keep(kind: str, device: str, results: dict[str, Any], json_file: str | None) -> None:
+    if json_file is None:
+        return
+    from bone_peft.bench.machine import describe
+    from bone_peft.bench.report import save
+
+    save(json_file, {"kind": kind, "machine": describe(device), "results": results})

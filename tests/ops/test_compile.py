@@ -1,0 +1,34 @@
+"""A decoder layer with adapters compiles as one graph, and computes the same."""
+
+import pytest
+import torch
+
+from bone_peft.bench.contestants import Setting, contestant
+from bone_peft.bench.shapes import random_model
+from bone_peft.bench.train import base_layers
+
+
+@pytest.mark.parametrize("name", ["bone", "bat", "bat-input", "bottleneck"])
+def test_a_decoder_layer_is_one_graph(name):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    base = random_model("tiny", None, torch.float32, "cpu")
+    model = contestant(name, base, Setting(r=16, lora_r=8)).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.randint(256, (2, 16))
+    embedded = base.get_input_embeddings()(ids).detach().requires_grad_()
+
+    def gradients():
+        loss = model(inputs_embeds=embedded, labels=ids, use_cache=False).loss
+        return [loss.detach(), *torch.autograd.grad(loss, [embedded, *trained])]
+
+    eager = gradients()
+    for layer in base_layers(model):
+        layer.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = gradients()
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for found, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
