@@ -1,0 +1,136 @@
+"""The commands one after another, as a user runs them, on a tiny chat model."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from bone_peft import recipes
+from bone_peft.cli.main import app
+
+from ..training.test_train import reference_loss
+from ..training.tiny import sums, write_rows
+
+
+def bone(*arguments, **kwargs):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **kwargs)
+
+
+@pytest.fixture(scope="module")
+def run(chat_base, rows_file, tmp_path_factory):
+    """A folder with a trained adapter and its merge, in fp32, and held-out rows."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    held_out = write_rows(out.parent / "held-out.jsonl", sums(6, start=100))
+    trained = bone(
+        *("train", "--base", chat_base, "--data", rows_file, "--fields", "query", "response", "--out", out),
+        *("--eval-data", held_out, "--no-bf16", "--r", 8, "--init-weights", "bat", "--target-modules", "q_proj,v_proj"),
+        *("--steps", 3, "--lr", "1e-1", "--set", "training.weight_decay=0.1"),
+    )
+    assert trained.exit_code == 0, trained.output
+    merged = bone("merge", "--base", chat_base, "--adapter", out / "adapter", "--out", out / "merged", "--no-bf16")
+    assert merged.exit_code == 0, merged.output
+    return out
+
+
+def test_train_writes_the_recipe_with_every_override(run, chat_base, rows_file):
+    recipe = (run / "recipe.yaml").read_text()
+    for line in (f"base: {chat_base}", "init_weights: bat", "weight_decay: 0.1", "dtype: float32", "torch: "):
+        assert line in recipe
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "BONE"
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
+    assert config["base_model_name_or_path"] == chat_base
+
+
+def test_flags_override_a_recipe_file(run, tmp_path):
+    trained = bone("train", run / "recipe.yaml", "--out", tmp_path / "again", "--seed", "1", "--steps", "1")
+    assert trained.exit_code == 0, trained.output
+    recipe = (tmp_path / "again" / "recipe.yaml").read_text()
+    assert "max_steps: 1" in recipe
+    assert "seed: 1" in recipe
+    assert "init_weights: bat" in recipe
+
+
+def test_merged_folder_has_no_trace_of_peft(run, chat_base):
+    names = {path.name for path in (run / "merged").iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not any("adapter" in name for name in names)
+    assert "peft" not in (run / "merged" / "config.json").read_text().lower()
+    merged, base = load_file(run / "merged" / "model.safetensors"), AutoModelForCausalLM.from_pretrained(chat_base)
+    assert set(merged) == set(load_file(f"{chat_base}/model.safetensors"))
+    changed = {name for name, value in base.state_dict().items() if name in merged and not value.equal(merged[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}
+    assert len(changed) == 4
+    assert AutoTokenizer.from_pretrained(run / "merged").chat_template
+
+
+def test_eval_scores_base_adapter_and_merged(run, chat_base, tmp_path):
+    held_out, file = run.parent / "held-out.jsonl", tmp_path / "scores.json"
+    done = bone(
+        *("eval", "--base", chat_base, "--adapter", run / "adapter", "--merged", run / "merged", "--data", held_out),
+        *("--fields", "query", "response", "--no-bf16", "--batch-size", 4, "--json", file),
+    )
+    assert done.exit_code == 0, done.output
+    scores = json.loads(file.read_text())["scores"]
+    assert list(scores) == ["base", "adapter", "merged"]
+    assert scores["base"]["loss"] == pytest.approx(reference_loss(chat_base, str(held_out)), rel=1e-5)
+    assert scores["merged"]["loss"] == pytest.approx(reference_loss(str(run / "merged"), str(held_out)), rel=1e-5)
+    assert scores["adapter"]["loss"] == pytest.approx(scores["merged"]["loss"], rel=1e-5)
+    assert abs(scores["adapter"]["loss"] - scores["base"]["loss"]) > 1e-3
+    assert {score["rows"] for score in scores.values()} == {6}
+    for name in ("base", "adapter", "merged"):
+        assert re.search(rf"{name}.*{scores[name]['loss']:.4f}", done.output)
+
+
+def test_exact_match_counts_right_answers(run, tmp_path):
+    # The model's own greedy answers are right by definition; all but one of these are.
+    model = AutoModelForCausalLM.from_pretrained(run / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(run / "merged")
+    rows = []
+    for row in sums(40):
+        messages = [{"role": "user", "content": row["query"]}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+        text = tokenizer.decode(out, skip_special_tokens=True).strip()
+        if text:
+            rows.append({"query": row["query"], "response": text})
+    rows = rows[:3] + rows[-2:]
+    rows[2]["response"] = "x" + rows[2]["response"][1:]
+    assert len({len(row["query"]) for row in rows}) > 1  # so that some rows are padded
+    data, file = write_rows(tmp_path / "own.jsonl", rows), tmp_path / "scores.json"
+    done = bone(
+        *("eval", "--merged", run / "merged", "--data", data, "--fields", "query", "response", "--no-bf16"),
+        *("--max-new-tokens", 6, "--json", file),
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(file.read_text())["scores"]["merged"]["exact_match"] == pytest.approx(4 / 5)
+
+
+def test_generate_streams_and_reads_standard_input(run, chat_base):
+    options = ("--base", chat_base, "--adapter", run / "adapter", "--no-bf16", "--max-new-tokens", 8)
+    by_argument = bone("generate", *options, "2+2=")
+    by_input = bone("generate", *options, input="2+2=\n")
+    merged = bone("generate", "--base", run / "merged", "--no-bf16", "--max-new-tokens", 8, "2+2=")
+    assert by_argument.exit_code == by_input.exit_code == merged.exit_code == 0, by_argument.output
+    assert by_argument.output == by_input.output == merged.output
+    sampled = [bone("generate", *options, "--temperature", 2, "--seed", seed, "2+2=").output for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "merge", "generate", "demo"])
+def test_help_teaches_by_example(command):
+    shown = bone(command, "--help")
+    assert shown.exit_code == 0
+    assert f"bone {command}" in shown.output
+    assert "Examples" in shown.output
+
+
+def test_help_of_train_lists_the_shipped_recipes():
+    shown = bone("train", "--help").output
+    assert all(name in shown for name in recipes.names())
+    assert {"demo", "metamath-bone", "metamath-bat"} <= set(recipes.names())
