@@ -42,7 +42,7 @@ class Case:
         self.x = torch.randn(3, 7, features[0]).to(dtype=dtype, device=DEVICE).requires_grad_()
 
     def __call__(self, x):
-        frozen = Frozen(self.linear, lambda: self.linear.weight, self.linear.bias, self.linear)
+        frozen = Frozen(self.linear, lambda: self.linear.weight, lambda: self.linear.bias, self.linear)
         return Adapted(frozen, self.variant, self.params, None).output(x)
 
     def as_float64(self):

@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bone_peft.errors import BoneError
-from bone_peft.ops import dispatch
+from bone_peft.ops import bone, dispatch
 
 from .layers import DEVICE, KERNELS, PATHS, Case, assert_as_good_as, gradients, path
 
@@ -145,3 +145,13 @@ def test_the_environment_names_a_path(monkeypatch):
     monkeypatch.setenv("BONE_PEFT_PATH", "fast")
     with pytest.raises(BoneError, match="BONE_PEFT_PATH is 'fast'"):
         dispatch._read_environment()
+
+
+@pytest.mark.parametrize("features", [(96, 64), (100, 72)])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_few_tokens_on_a_gpu_go_by_native_autograd(features, hooked, monkeypatch):
+    monkeypatch.setattr(bone, "_few_tokens", lambda x, block: True)
+    case = Case("bone", torch.bfloat16, features, hooked=hooked)
+    check(case, None)
+    across = torch.randn(features[0], 11, 3).to(dtype=torch.bfloat16, device=DEVICE).permute(2, 1, 0).requires_grad_()
+    check(case, None, x=across)

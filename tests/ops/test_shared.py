@@ -77,3 +77,14 @@ def test_inference_mode():
         x = torch.randn(3, 32)
         torch.testing.assert_close(with_block_sum(x, 16)[1], x.view(3, 2, 16).sum(1))
     assert getattr(shared._last, "entry", None) is None or shared._last.entry.owner() is not x
+
+
+def test_the_native_sum_is_shared_too():
+    x = activation(2, 3, 40)
+    first = shared.shared_block_sum(x, 16)
+    assert shared.shared_block_sum(x, 16) is first
+    torch.testing.assert_close(first, torch.nn.functional.pad(x, (0, 8)).view(6, 3, 16).sum(1))
+    dead = weakref.ref(first)
+    del x, first
+    gc.collect()
+    assert dead() is None

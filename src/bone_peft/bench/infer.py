@@ -17,7 +17,7 @@ from transformers import StaticCache
 from .contestants import FLOOR, Setting, contestant
 from .machine import timed
 from .shapes import random_model
-from .train import base_layers
+from .train import allow_recompiles, base_layers
 
 MERGED = "-merged"
 MIXED = "-mixed"
@@ -54,7 +54,7 @@ def measure(regime: Regime, setting: Setting, names: list[str], say: Callable[[s
         (``tokens_s`` over the base's).
     """
     if regime.compiled:
-        torch._dynamo.config.recompile_limit = 64
+        allow_recompiles()
     base = random_model(regime.shape, regime.layers, regime.dtype, regime.device).eval()
     runs: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]] = {}
     for name in [FLOOR, *(n for n in names if n != FLOOR)]:

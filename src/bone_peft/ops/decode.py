@@ -88,9 +88,7 @@ if triton is not None:
         o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         inside = o < features_out
         c = tl.arange(0, WIDTH)
-        d = tl.load(
-            block + c[:, None] * features_out + o[None, :], mask=(c < R)[:, None] & inside[None, :], other=0.0
-        ).to(x.dtype.element_ty)
+        d = tl.load(block + c[:, None] * features_out + o[None, :], mask=(c < R)[:, None] & inside[None, :], other=0.0)
         row = weight + o.to(tl.int64)[:, None] * w_stride
         total = tl.zeros((ROWS, STEP), dtype=tl.float32)
         for start in range(0, features_in, STEP):
@@ -103,7 +101,7 @@ if triton is not None:
         for start in range(0, features_in, TILE * R):
             k = start + blocks[:, None] * R + c[None, :]
             s += tl.load(x + k, mask=(k < features_in) & (c < R)[None, :], other=0.0).to(tl.float32)
-        result = tl.sum(total, axis=1) + tl.sum(tl.sum(s, axis=0)[:, None] * d.to(tl.float32), axis=0)
+        result = tl.sum(total, axis=1) + tl.sum(tl.sum(s, axis=0)[:, None] * d, axis=0)
         if HAS_BIAS:
             result += tl.load(bias + o, mask=inside, other=0.0).to(tl.float32)
         tl.store(y + o, result.to(y.dtype.element_ty), mask=inside)

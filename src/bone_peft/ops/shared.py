@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +39,34 @@ def with_block_sum(x: Tensor, r: int) -> Sums:
         # The compiler removes the repetitions itself, and fuses the sum with what makes x.
         wide = block_sum_torch(x, r, torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[:-1].numel(), r)
         return x, wide.detach().to(x.dtype), wide
+    return _once(x, r, _with_block_sum)
+
+
+def shared_block_sum(x: Tensor, r: int) -> Tensor:
+    """``s (tokens, r)`` alone, under PyTorch's own autograd."""
+    return _once(x, r, _native_block_sum)
+
+
+def _once(x: Tensor, r: int, compute: Callable[[Tensor, int], Any]) -> Any:
+    """``compute(x, r)``, or what it gave last time if nothing has changed. The result must not hold ``x``."""
     if type(x) is not Tensor or x.is_inference() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return _with_block_sum(x, r)
-    key = (x._version, r, torch.is_grad_enabled(), _stream(x))
+        return compute(x, r)
+    key = (compute, x._version, r, torch.is_grad_enabled(), _stream(x))
     entry: _Entry | None = getattr(_last, "entry", None)
     if entry is not None and entry.owner() is x and entry.key == key:
         return entry.result
-    result = _with_block_sum(x, r)
+    result = compute(x, r)
     entry = _Entry(key, result)
     entry.owner = weakref.ref(x, entry.forget)
     _last.entry = entry
     return result
+
+
+def _native_block_sum(x: Tensor, r: int) -> Tensor:
+    features = x.shape[-1]
+    if features % r or not x.is_contiguous():
+        return block_sum_torch(x, r).flatten(0, -2)
+    return x.view(x.shape[:-1].numel(), features // r, r).sum(1)
 
 
 def _with_block_sum(x: Tensor, r: int) -> Sums:
@@ -84,11 +102,11 @@ class _WithBlockSum(Function):
 @dataclass
 class _Entry:
     key: tuple[Any, ...]
-    result: Sums
+    result: Any
     owner: Any = None
 
     def forget(self, _: Any) -> None:
-        self.result = ()  # type: ignore[assignment]
+        self.result = None
 
 
 _last = threading.local()

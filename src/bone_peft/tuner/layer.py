@@ -149,6 +149,9 @@ class BoneLayer(BaseTunerLayer):
                 weight = dequantized(self.quantization_backend, base)
         return weight.T if self.fan_in_fan_out else weight
 
+    def _base_bias(self) -> Tensor | None:
+        return getattr(self.get_base_layer(), "bias", None)
+
     def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
         """Put adapters on top of ``below``, in their order."""
         for name in self._present(adapter_names):
@@ -234,7 +237,7 @@ class BoneLayer(BaseTunerLayer):
         """The base layer's weight with adapters, rounded to its dtype and oriented as it is stored."""
         weight = self._base_weight()
         dtype = _merge_dtype(weight.dtype)
-        frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, bias=None)
+        frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, read_bias=lambda: None)
         merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
         return merged.T.contiguous() if self.fan_in_fan_out else merged
 
@@ -286,8 +289,7 @@ class BoneLinear(nn.Module, BoneLayer):
             y = self.base_layer(z, *args, **kwargs)
             return y if self.quantization_backend is None else self.quantization_backend.maybe_clone_base_result(y)
 
-        bias = getattr(self.get_base_layer(), "bias", None)
-        frozen = Frozen(call, self._base_weight, bias, None if args or kwargs else self.base_layer)
+        frozen = Frozen(call, self._base_weight, self._base_bias, None if args or kwargs else self.base_layer)
         return self._stack(adapter_names, frozen).output(x)
 
     def _forward_by_row(self, x: Tensor, row_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:

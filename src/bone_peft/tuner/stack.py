@@ -20,14 +20,18 @@ class Frozen:
     Attributes:
         call: the layer as a function.
         read_weight: gives its weight ``(out, in)``.
-        bias: ``(out,)`` or ``None``.
+        read_bias: gives its bias ``(out,)``, or ``None``.
         layer: the module, if ``call`` does nothing but call it with ``x`` alone.
     """
 
     call: Callable[[Tensor], Tensor]
     read_weight: Callable[[], Tensor]
-    bias: Tensor | None
+    read_bias: Callable[[], Tensor | None]
     layer: nn.Module | None = None
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.read_bias()
 
     def output(self, x: Tensor) -> Tensor:
         return self.call(x)

@@ -66,7 +66,7 @@ class BatInput(BatBase):
         n, r, _ = block.shape
         u = block_product(dropout(x) if dropout else x, block)
         y = below.output(x + u)
-        v = u.reshape(*u.shape[:-1], n, r).sum(-2)
+        v = u.reshape(*u.shape[:-1], n, r).sum(-2).to(y.dtype)
         rows = y.shape[-1] // r
         return (y.reshape(*y.shape[:-1], rows, r) + v[..., None, :]).reshape(y.shape)
 
