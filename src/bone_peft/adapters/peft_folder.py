@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import BoneError
 from ..files import whole_folder
 from ..reading import read_json, read_safetensors, read_torch
-from ..reading.names import check_names, shown
+from ..reading.names import brief, check_names, shown
 from ..tuner.config import BoneConfig
 from ..variants import Params
 from .adapter import Adapter
@@ -37,6 +37,27 @@ COMMON = (
     "layers_to_transform",
     "layers_pattern",
 )
+
+
+_NAMES = ("name or list of names", str, list, set, tuple)
+_TYPES: dict[str, tuple[Any, ...]] = {
+    "base_model_name_or_path": ("name", str),
+    "revision": ("name", str),
+    "task_type": ("name", str),
+    "target_modules": _NAMES,
+    "exclude_modules": _NAMES,
+    "layers_pattern": _NAMES,
+    "modules_to_save": ("list of names", list),
+    "layers_to_transform": ("index or list of indices", int, list),
+    "rank_pattern": ("table of sizes", dict),
+    "inference_mode": ("truth value", bool),
+}
+
+
+def _is_a(value: Any, kind: tuple[Any, ...]) -> bool:
+    """Whether a value has one of the types, and what it holds is names (or for indices: whole numbers)."""
+    inside = int if int in kind else str
+    return isinstance(value, kind[1:]) and (isinstance(value, (str, int)) or all(isinstance(v, inside) for v in value))
 
 
 def recognizes(path: Path, peft_type: str) -> bool:
@@ -83,12 +104,19 @@ def split(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict
 
 def bone_config(config: Mapping[str, Any], where: Path, **options: Any) -> BoneConfig:
     """A BoneConfig with the fields that all methods share, and with ``options``."""
+    for name, value in (config | options).items():
+        if name in _TYPES and value is not None and not _is_a(value, _TYPES[name]):
+            raise BoneError(
+                f"{where / CONFIG} has {name}={shown(str(value))}, which is no {_TYPES[name][0]}: is it damaged?"
+            )
     try:
         return BoneConfig(**{name: config[name] for name in COMMON if name in config}, **options)
     except BoneError as error:
         raise BoneError(f"{where / CONFIG}: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise BoneError(f"{where / CONFIG} has a value of the wrong type ({error}): take another copy.") from None
+        raise BoneError(
+            f"{where / CONFIG} has a value of the wrong type ({brief(error)}): take another copy."
+        ) from None
 
 
 def checked(adapter: Adapter, path: Path) -> Adapter:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import BoneError
 from ..reading import SafetensorsFile, StoredTensor, TorchFile, read_json, read_safetensors, read_torch
+from ..reading.names import brief
 from . import outline
 from .checkpoint import Edit, Progress
 from .rewrite import rewrite_safetensors, rewrite_torch
@@ -31,7 +32,9 @@ def download(name: str) -> Path:
         patterns = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.py"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
-        raise BoneError(f"There is no base model at {name!r}, neither as a folder nor on the hub ({error}).") from error
+        raise BoneError(
+            f"There is no base model at {name!r}, neither as a folder nor on the hub ({brief(error)})."
+        ) from error
 
 
 class FolderCheckpoint:
@@ -75,6 +78,8 @@ class FolderCheckpoint:
 
     @cached_property
     def config(self) -> Any:
+        stored = sum(len(file.tensors) for file in self.files)
+        outline.check_sizes(self.settings, stored, self.path / "config.json")
         return outline.load_config(self.path)
 
     @cached_property

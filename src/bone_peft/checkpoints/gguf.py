@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..bases import gguf as named
 from ..errors import BoneError
+from ..reading.names import brief
 from ..reading.safetensors_file import header_bytes
 from . import outline
 from .checkpoint import Edit, Progress
@@ -78,6 +79,23 @@ class Held:
         return self.tensor[start:stop].clone()
 
 
+class _Named:
+    """As much of a model as Transformers' map of names asks for.
+
+    It asks every submodule again, and each answer takes as long as that of the whole. Only the model inside the model
+    ever has names of its own.
+    """
+
+    def __init__(self, model: Any, prefix: str | None = None) -> None:
+        self.config = model.config
+        self.state_dict = model.state_dict
+        self.prefix = prefix
+        self.inner = getattr(model, prefix, None) if prefix else None
+
+    def named_children(self) -> list[tuple[str | None, _Named]]:
+        return [] if self.inner is None else [(self.prefix, _Named(self.inner))]
+
+
 class GgufCheckpoint:
     """A GGUF file. See :class:`~bone_peft.checkpoints.Checkpoint`."""
 
@@ -95,7 +113,7 @@ class GgufCheckpoint:
         try:
             config = AutoConfig.from_pretrained(**self._where)
         except Exception as error:
-            raise BoneError(f"{self.path} cannot be read as a GGUF model ({error}).") from error
+            raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
         config.dtype = self.dtype
         return config
 
@@ -118,9 +136,9 @@ class GgufCheckpoint:
             reader = GGUFReader(self.path)
             architecture = read_field(reader, "general.architecture")[0]
         except Exception as error:
-            raise BoneError(f"{self.path} is damaged, or no GGUF file ({error}): take another copy.") from error
+            raise BoneError(f"{self.path} is damaged, or no GGUF file ({brief(error)}): take another copy.") from error
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config.to_dict())
-        names = get_gguf_hf_weights_map(self.model, processor)
+        names = get_gguf_hf_weights_map(_Named(self.model, self.model.base_model_prefix), processor)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         found = {
             names[t.name]: GgufTensor(self.path, t, processor, shapes[names[t.name]], self.dtype)

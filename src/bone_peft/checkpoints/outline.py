@@ -16,6 +16,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import BoneError
+from ..reading.names import brief
 
 _AUTO = {
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
@@ -53,7 +54,9 @@ def outline(config: Any, task_type: str | None = None) -> nn.Module:
         with torch.device("meta"):
             return build(config, dtype=config.dtype or torch.float32).eval()
     except Exception as error:
-        raise BoneError(f"Transformers cannot build a {config.model_type} model from this config ({error}).") from error
+        raise BoneError(
+            f"Transformers cannot build a {config.model_type} model from this config ({brief(error)})."
+        ) from error
 
 
 def parameter_names(model: nn.Module, stored: Iterable[str]) -> Names:
@@ -114,11 +117,29 @@ def ties(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def check_sizes(settings: Any, layers: int, where: Path) -> None:
+    """Raise a BoneError if a config asks for more layers than ``layers``, or for an absurd number of anything repeated.
+
+    Each layer is an object even in an outline, and a config that is damaged can ask for billions.
+    """
+    pairs = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    for name, value in pairs:
+        if isinstance(value, (dict, list)):
+            check_sizes(value, layers, where)
+        elif isinstance(value, int) and isinstance(name, str):
+            limit = layers if re.search("layer|depth|block", name) and not re.search("size|id|idx", name) else 2**31
+            limit = 4096 if "expert" in name else limit
+            if value > limit:
+                raise BoneError(f"{where} asks for {name}={value}, which its weights cannot have: take another copy.")
+
+
 def load_config(path: Path) -> Any:
     """The config of a model folder; ``None`` if Transformers does not know the model."""
     try:
         return transformers.AutoConfig.from_pretrained(path)
-    except ValueError:
-        return None
+    except ValueError as error:
+        if "model_type" in str(error) or "does not recognize" in str(error) or "trust_remote_code" in str(error):
+            return None
+        raise BoneError(f"{path / 'config.json'} is no model config ({brief(error)}).") from error
     except Exception as error:
-        raise BoneError(f"{path / 'config.json'} is no model config ({error}).") from error
+        raise BoneError(f"{path / 'config.json'} is no model config ({brief(error)}).") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..reading import SafetensorsFile, StoredTensor, TorchFile
 from ..reading.safetensors_file import header_bytes
 from ..reading.stored import row_major
+from ..reading.torch_file import record_start
 from .checkpoint import Edit
 
 _BLOCK = 16 * 2**20
@@ -60,7 +61,10 @@ def rewrite_torch(source: TorchFile, out: Path, edits: Mapping[str, Edit], wrote
     with open(source.path, "rb") as old, zipfile.ZipFile(source.path) as archive, open(out, "wb") as new:
         with zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as written:
             for entry in archive.infolist():
-                start = _data_start(old, entry)
+                if entry.filename.endswith("/.format_version"):
+                    # It lets torch reckon where records lie, by the habits of its own writer.
+                    continue
+                start = record_start(old, entry)
                 inside = {
                     name: stored
                     for name, stored in source.tensors.items()
@@ -148,13 +152,6 @@ def _edited_record(
             else:
                 target.copy_(piece)
     return memoryview(record.numpy())  # type: ignore[arg-type]
-
-
-def _data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a zip entry begin: behind its own header, whose length only that header knows."""
-    file.seek(entry.header_offset + 26)
-    lengths = file.read(4)
-    return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
 def _zip64(entry: zipfile.ZipInfo) -> int:

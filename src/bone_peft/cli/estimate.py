@@ -82,7 +82,7 @@ def estimate(
 
 def _table(found: "Estimate") -> Table:
     title = f"{found.model}: {found.parameters:,} parameters, {len(found.layers)} adapted layers"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
     table.add_column("method", no_wrap=True)
     for name in ("r", "trainable", "of base", "file", "optimizer", "training"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -93,6 +93,7 @@ def _table(found: "Estimate") -> Table:
         training = "not known" if cost.training_bytes is None else _size(cost.training_bytes)
         sizes = (_size(cost.file_bytes), _size(cost.optimizer_bytes), training)
         table.add_row(cost.method, str(cost.size), f"{cost.trainable:,}", f"{cost.share:.2%}", *sizes)
+    table.caption_justify = "left"
     refusals = {cost.refusal for cost in found.costs if cost.refusal}
     table.caption = "\n".join(sorted(refusals)) or None
     return table
@@ -104,9 +105,9 @@ def _advice(found: "Estimate") -> str:
     alpha = " to ".join(dict.fromkeys(map(str, advice.alpha)))
     return (
         f"Recommended for {advice.models}: bottleneck_size {size}, bottleneck_alpha {alpha}, dropout {advice.dropout}, "
-        f"on {', '.join(advice.targets)}. For Bone and Bat: r 64."
+        f"on {', '.join(advice.targets)}. For Bone and Bat: r 64. (M and G are MiB and GiB.)"
     )
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**30:.1f} G" if count >= 2**30 else f"{count / 2**20:.2f} M"

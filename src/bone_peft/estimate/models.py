@@ -7,8 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.outline import load_config
+from ..checkpoints.outline import check_sizes, load_config
 from ..errors import BoneError
+from ..reading import read_json
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("known.json").read_text())
 """Sizes of well-known models, so that an estimate needs no network."""
@@ -30,6 +31,7 @@ def config_of(model: str) -> Any:
     if name is not None:
         return AutoConfig.for_model(**KNOWN[name])
     if Path(model).is_dir():
+        check_sizes(read_json(Path(model) / "config.json"), 10_000, Path(model) / "config.json")
         config = load_config(Path(model))
         if config is None:
             raise BoneError(f"Transformers does not know the kind of model in {model}.")

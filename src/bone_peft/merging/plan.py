@@ -10,6 +10,7 @@ from typing import Any
 from ..adapters import Adapter
 from ..checkpoints import Checkpoint, Edit
 from ..errors import BoneError
+from ..reading.names import brief
 from ..tuner import BoneLayer, BoneModel
 from ..variants import Params, Variant
 
@@ -52,6 +53,9 @@ def plan(base: Checkpoint, adapters: Sequence[Weighted]) -> dict[str, Edit]:
         before = edits.get(f"{module}.weight", Edit())
         edits[f"{module}.weight"] = replace(before, adapters=stack, transposed=base.transposed(module))
         stored = base.tensors.get(f"{module}.weight")
+        shape = base.shape_of(module)[:: -1 if base.transposed(module) else 1]
+        if stored is not None and tuple(stored.shape) != tuple(shape):
+            raise BoneError(f"{base.name} holds {module}.weight as {tuple(stored.shape)}, and its config says {shape}.")
         if stored is not None and (
             stored.dtype is None or not stored.dtype.is_floating_point or stored.dtype.itemsize < 2
         ):
@@ -75,7 +79,7 @@ def _check_complete(base: Checkpoint, adapter: Adapter, where: str) -> None:
     try:
         tuned = BoneModel(copy.deepcopy(model), config, "default", low_cpu_mem_usage=True)
     except ValueError as error:
-        raise BoneError(f"{where} does not fit {base.name}: {error}") from None
+        raise BoneError(f"{where} does not fit {base.name}: {brief(error)}") from None
     expected = {name for name, module in tuned.model.named_modules() if isinstance(module, BoneLayer)}
     for module in sorted(expected ^ set(adapter.layers)):
         if module in expected:

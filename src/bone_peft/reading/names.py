@@ -22,6 +22,12 @@ def check_names(names: Iterable[str], where: str) -> None:
             )
 
 
+def brief(error: Exception) -> str:
+    """What another library says of a failure, on one line and not for ever."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
 def shown(name: str) -> str:
     """A name from a file, short and safe to print."""
     return ascii(name if len(name) <= 80 else name[:77] + "...")

@@ -7,7 +7,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -47,11 +47,9 @@ def read_torch(path: str | Path) -> TorchFile:
             tensors that reach beyond the file.
     """
     path = Path(path)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise BoneError(f"{path} cannot be read ({error.strerror}): check the path.") from None
-    _check_zip(path)
+    if not path.is_file():
+        raise BoneError(f"{path} cannot be read: check the path.")
+    records = _check_zip(path)
     try:
         # Fake tensors know their place in the file, and hold no bytes.
         with FakeTensorMode():
@@ -60,12 +58,13 @@ def read_torch(path: str | Path) -> TorchFile:
         raise BoneError(f"{path} is damaged, or holds more than tensors: take another copy of it.") from None
     if not isinstance(found, dict) or len(found) > MAX_TENSORS:
         raise BoneError(f"{path} holds no dict of tensors: is it a model or an adapter at all?")
-    return TorchFile(path, {name: _place(path, size, name, tensor) for name, tensor in found.items()})
+    return TorchFile(path, {name: _place(path, records, name, tensor) for name, tensor in found.items()})
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(path: Path) -> dict[int, int]:
+    """The length of each record by the place it begins at, if the zip is as torch writes it."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             entries = archive.infolist()
             if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
                 raise BoneError(
@@ -77,6 +76,7 @@ def _check_zip(path: Path) -> None:
             if pickles[0].file_size > MAX_PICKLE_BYTES:
                 raise BoneError(f"{path} holds a pickle of {pickles[0].file_size} bytes, and no honest file does.")
             _check_pickle(path, archive.read(pickles[0]))
+            return {record_start(file, entry): entry.file_size for entry in entries}
     except BoneError:
         raise
     except Exception:
@@ -84,6 +84,13 @@ def _check_zip(path: Path) -> None:
         raise BoneError(
             f"{path} is cut short, or no file of torch.save (of torch 1.6 or newer): take another copy of it."
         ) from None
+
+
+def record_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of a zip entry begin: behind its own header, whose length only that header knows."""
+    file.seek(entry.header_offset + 26)
+    lengths = file.read(4)
+    return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
 def _check_pickle(path: Path, pickle: bytes) -> None:
@@ -97,7 +104,7 @@ def _check_pickle(path: Path, pickle: bytes) -> None:
             raise BoneError(f"{path} would run code when loaded; nothing was run, and the file should not be trusted.")
 
 
-def _place(path: Path, size: int, name: Any, tensor: Any) -> StoredTensor:
+def _place(path: Path, records: dict[int, int], name: Any, tensor: Any) -> StoredTensor:
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
         raise BoneError(
             f"{path} holds {shown(str(name))}, which is no plain tensor: is it a model or an adapter at all?"
@@ -108,7 +115,7 @@ def _place(path: Path, size: int, name: Any, tensor: Any) -> StoredTensor:
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
     elements = sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1 if tensor.numel() else 0
     last = (tensor.storage_offset() + elements) * item
-    if begin is None or min((*shape, *stride, 0)) < 0 or last > storage.nbytes() or begin + storage.nbytes() > size:
+    if begin not in records or min((*shape, *stride, 0)) < 0 or not last <= storage.nbytes() <= records[begin]:
         raise BoneError(f"{path} gives {shown(name)} more bytes than it holds: it is damaged, take another copy of it.")
     return StoredTensor(
         path,
