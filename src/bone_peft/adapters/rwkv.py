@@ -14,6 +14,7 @@ from ..errors import BoneError
 from ..files import whole_file
 from ..reading import read_torch
 from ..reading.names import check_names
+from ..rwkv.checkpoint import version_of
 from ..rwkv.names import hf_layout, hf_name, pth_layout, pth_name
 from ..tuner.config import BoneConfig
 from . import peft_folder
@@ -30,6 +31,8 @@ def recognizes(path: Path) -> bool:
 def read(path: Path) -> Adapter:
     stored = read_torch(path).tensors
     check_names(stored, str(path))
+    if "emb.weight" in stored and not any(name.rpartition(".")[2] in _NAMES for name in stored):
+        raise BoneError(f"{path} is a whole RWKV model ({version_of(stored)}), not an adapter: it can be a --base.")
     layers, whole = peft_folder.split({name: tensor.read() for name, tensor in stored.items()}, _NAMES)
     layers = {hf_name(module): params for module, params in layers.items()}
     whole = {hf_name(name): hf_layout(name, tensor) for name, tensor in whole.items()}
@@ -56,7 +59,7 @@ def write(adapter: Adapter, path: Path) -> None:
     tensors = {f"{pth_name(module)}.disha": params["bone_block"] for module, params in adapter.layers.items()}
     for name, tensor in adapter.whole.items():
         tensors[pth_name(name)] = pth_layout(pth_name(name), tensor)
-    with whole_file(path) as file:
+    with whole_file(path) as staging, open(staging, "wb") as file:
         torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 

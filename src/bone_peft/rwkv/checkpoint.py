@@ -74,7 +74,7 @@ def save_model(model: Any, path: str | Path, *, dtype: torch.dtype | None = None
     for key, tensor in model.state_dict().items():
         name = pth_name(key)
         tensors[name] = pth_layout(name, tensor.detach()).to("cpu", dtype or tensor.dtype).contiguous()
-    with whole_file(path) as file:
+    with whole_file(path) as staging, open(staging, "wb") as file:
         torch.save(tensors, file)
 
 

@@ -35,14 +35,19 @@ def load_tokenizer(checkpoint: str | Path, vocab_size: int) -> Any:
     own = Path(checkpoint).with_name(VOCABULARY)
     vocabulary = own if own.is_file() else world_vocabulary()
     try:
+        # Looked at first, for the tokenizer of all of World takes seconds to build.
+        lines = vocabulary.read_text(encoding="utf-8").splitlines()
+        rows = max(int(line.partition(" ")[0]) for line in lines if line) + 1
+        if rows > vocab_size:
+            raise BoneError(
+                f"{checkpoint} has an embedding of {vocab_size} rows, and {vocabulary} has {rows} tokens: put its own "
+                f"{VOCABULARY} beside it."
+            )
         tokenizer = RWKV7Tokenizer(str(vocabulary), model_vocab_size=vocab_size)
+    except BoneError:
+        raise
     except (ValueError, TypeError, SyntaxError) as error:
         raise BoneError(f"{vocabulary} is no vocabulary of RWKV ({error}): take another copy of it.") from None
-    if len(tokenizer.trie.idx2token) > vocab_size:
-        raise BoneError(
-            f"{checkpoint} has an embedding of {vocab_size} rows, and {vocabulary} has {len(tokenizer.trie.idx2token)} "
-            f"tokens: put its own {VOCABULARY} beside it."
-        )
     tokenizer.chat_template = _CHAT
     return tokenizer
 
