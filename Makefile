@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-rwkv test lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (about 5 minutes on two cores)"
+	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 5 minutes)"
 	@echo "make test   run the test suite"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"
@@ -22,6 +23,9 @@ $(READY): constraints.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/bone demo --force
+
+demo-rwkv: $(READY)
+	$(BIN)/python demos/rwkv/demo.py
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
