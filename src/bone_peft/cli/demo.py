@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from bone_peft.measure import peak_memory_bytes
-
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -97,7 +95,7 @@ def _table(scores: "dict[str, Score]", result: "TrainResult") -> Table:
         "trainable parameters": f"{result.trainable_parameters:,}",
         "training seconds": f"{result.seconds:.0f}",
         "tokens/s": f"{result.tokens_per_second:,.0f}",
-        "peak memory": f"{peak_memory_bytes() / 2**30:.1f} GiB",
+        "peak memory": f"{result.peak_memory_bytes / 2**30:.1f} GiB",
     }.items():
         table.add_row(name, *(value if column == "after" else "" for column in scores))
     return table
