@@ -1,5 +1,6 @@
-"""A small RWKV-7 from scratch, on the text of Python's own manual, which comes with Python."""
+"""An RWKV-7 from scratch, on the text of Python's own manual, which comes with Python."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,12 +10,31 @@ from bone_peft.rwkv.checkpoint import save_model
 from bone_peft.rwkv.fresh import fresh_model
 from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabulary
 
-ROWS = 3328
-"""Of the embedding: the World vocabulary's tokens of one and two bytes, so that the model stays small."""
+
+@dataclass(frozen=True)
+class Size:
+    """An architecture, and how long to train it: ``steps`` from scratch, ``adapter_steps`` on the new task.
+
+    ``rows`` of the embedding; fewer than World has tokens means those of one and two bytes, in a vocabulary of its own.
+    """
+
+    hidden_size: int
+    layers: int
+    rows: int
+    steps: int
+    adapter_steps: int
+    batch_size: int
+    held_out: int
+    low_rank: dict[str, int] = field(default_factory=dict)
 
 
-def pretrain(folder: Path, *, steps: int, batch_size: int = 16, context: int = 64) -> tuple[Path, float, float]:
-    """Write ``base.pth``, and its vocabulary beside it.
+SMALL = Size(256, 4, 3328, 250, 100, 16, 64, {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64})
+WORLD_01B = Size(768, 12, 65536, 12, 6, 4, 8)
+"""The architecture of RWKV-7 World 0.1B: far too large to learn much in minutes on a CPU."""
+
+
+def pretrain(folder: Path, size: Size, *, context: int = 64) -> tuple[Path, float, float]:
+    """Write ``base.pth``, and its vocabulary beside it if that is its own.
 
     Returns:
         The file, and the loss (nats a token) on text that it was not trained on: at the start, and at the end.
@@ -25,25 +45,28 @@ def pretrain(folder: Path, *, steps: int, batch_size: int = 16, context: int = 6
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / "base.pth"
     lines = world_vocabulary().read_text(encoding="utf-8").splitlines(keepends=True)
-    short = (line for line in lines if int(line.split(" ")[0]) < ROWS and int(line.rsplit(" ", 1)[1]) <= 2)
-    (folder / VOCABULARY).write_text("".join(short), encoding="utf-8")
+    if size.rows < len(lines):
+        short = (line for line in lines if int(line.rsplit(" ", 1)[1]) <= 2)
+        (folder / VOCABULARY).write_text("".join(short), encoding="utf-8")
 
-    ids = torch.tensor(load_tokenizer(base, ROWS)("\n\n".join(topics.values()))["input_ids"])
+    ids = torch.tensor(load_tokenizer(base, size.rows)("\n\n".join(topics.values()))["input_ids"])
     windows = [{"input_ids": window, "labels": window} for window in ids.split(context) if len(window) == context]
-    held_out, text = windows[::20], [window for index, window in enumerate(windows) if index % 20]
+    held_out = windows[::20][: 2 * size.held_out]
+    text = [window for index, window in enumerate(windows) if index % 20]
 
-    model = fresh_model(256, 4, ROWS, decay_low_rank_dim=32, a_low_rank_dim=32, gate_low_rank_dim=64)
+    model = fresh_model(size.hidden_size, size.layers, size.rows, **size.low_rank)
     arguments = TrainingArguments(
         output_dir=str(folder / "pretraining"),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
+        max_steps=size.steps,
+        per_device_train_batch_size=size.batch_size,
+        per_device_eval_batch_size=size.batch_size,
+        prediction_loss_only=True,
         learning_rate=2e-3,
         lr_scheduler_type="cosine",
-        warmup_steps=10,
+        warmup_steps=size.steps // 10,
         weight_decay=0.1,
         adam_beta2=0.99,
-        logging_steps=25,
+        logging_steps=max(size.steps // 10, 1),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -32,8 +32,7 @@ def load_tokenizer(checkpoint: str | Path, vocab_size: int) -> Any:
     """
     from rwkv7_hf import RWKV7Tokenizer
 
-    own = Path(checkpoint).with_name(VOCABULARY)
-    vocabulary = own if own.is_file() else world_vocabulary()
+    vocabulary = vocabulary_of(checkpoint)
     try:
         # Looked at first, for the tokenizer of all of World takes seconds to build.
         lines = vocabulary.read_text(encoding="utf-8").splitlines()
@@ -50,6 +49,12 @@ def load_tokenizer(checkpoint: str | Path, vocab_size: int) -> Any:
         raise BoneError(f"{vocabulary} is no vocabulary of RWKV ({error}): take another copy of it.") from None
     tokenizer.chat_template = _CHAT
     return tokenizer
+
+
+def vocabulary_of(checkpoint: str | Path) -> Path:
+    """The vocabulary beside a ``.pth`` file, if there is one, else World's."""
+    own = Path(checkpoint).with_name(VOCABULARY)
+    return own if own.is_file() else world_vocabulary()
 
 
 def world_vocabulary() -> Path:
