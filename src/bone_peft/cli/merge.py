@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-from bone_peft.errors import BoneError
-
 _HELP = """Fold adapters into their base: a folder that Transformers loads with no trace of PEFT.
 
 [bold]Examples[/]
@@ -48,8 +46,6 @@ def merge(
     from bone_peft.merging import merge as run
     from bone_peft.merging import verify as compare
 
-    if verify and out.endswith(".pth"):
-        raise BoneError("--verify runs Transformers models, and RWKV files are none.")
     console = Console()
     weights = weight or None
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
