@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -102,13 +103,14 @@ def split(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict
     return dict(layers), whole
 
 
-def bone_config(config: Mapping[str, Any], where: Path, **options: Any) -> BoneConfig:
+def bone_config(config: dict[str, Any], where: Path, **options: Any) -> BoneConfig:
     """A BoneConfig with the fields that all methods share, and with ``options``."""
     for name, value in (config | options).items():
         if name in _TYPES and value is not None and not _is_a(value, _TYPES[name]):
             raise BoneError(
                 f"{where / CONFIG} has {name}={shown(str(value))}, which is no {_TYPES[name][0]}: is it damaged?"
             )
+    _check_patterns(config | options, where)
     try:
         return BoneConfig(**{name: config[name] for name in COMMON if name in config}, **options)
     except BoneError as error:
@@ -117,6 +119,18 @@ def bone_config(config: Mapping[str, Any], where: Path, **options: Any) -> BoneC
         raise BoneError(
             f"{where / CONFIG} has a value of the wrong type ({brief(error)}): take another copy."
         ) from None
+
+
+def _check_patterns(config: Mapping[str, Any], where: Path) -> None:
+    """What PEFT takes as regular expressions has to be some."""
+    single = [config.get(name) for name in ("target_modules", "exclude_modules")]
+    for pattern in [*(p for p in single if isinstance(p, str)), *(config.get("rank_pattern") or ())]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BoneError(
+                f"{where / CONFIG} has {shown(pattern)}, which is no regular expression ({error})."
+            ) from None
 
 
 def checked(adapter: Adapter, path: Path) -> Adapter:

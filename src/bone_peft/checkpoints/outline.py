@@ -47,16 +47,22 @@ def outline(config: Any, task_type: str | None = None) -> nn.Module:
     Raises:
         BoneError: Transformers cannot build it.
     """
-    architecture = (config.architectures or [None])[0]
-    cls = _AUTO.get(task_type or "") or getattr(transformers, architecture or "", None)
-    build = getattr(cls, "_from_config", None) or (cls or transformers.AutoModelForCausalLM).from_config
     try:
+        cls = _AUTO.get(task_type or "") or _named(config.architectures) or transformers.AutoModelForCausalLM
+        build = getattr(cls, "_from_config", None) or cls.from_config
         with torch.device("meta"):
             return build(config, dtype=config.dtype or torch.float32).eval()
     except Exception as error:
         raise BoneError(
             f"Transformers cannot build a {config.model_type} model from this config ({brief(error)})."
         ) from error
+
+
+def _named(architectures: Any) -> Any:
+    """The model class that a config names first, if Transformers has it."""
+    name = architectures[0] if architectures else ""
+    cls = getattr(transformers, name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel) else None
 
 
 def parameter_names(model: nn.Module, stored: Iterable[str]) -> Names:
