@@ -136,3 +136,17 @@ def test_held_out_rows_leave_the_training_rows():
     kept = without(train, held_out)
     assert not any(row["prompt"][0]["content"] in prompts for row in kept)
     assert len(kept) == sum(row["prompt"][0]["content"] not in prompts for row in train)
+
+
+def test_template_around_prompt_and_answer(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "1 + 1 =", "completion": "2"}\n')
+    plain = SimpleNamespace(chat_template=None)
+    assert load_data(str(path), tokenizer=plain, template="Sum: {prompt}")[0] == {
+        "prompt": "Sum: 1 + 1 =",
+        "completion": "2",
+    }
+    assert load_data(str(path), tokenizer=plain, template="{prompt} {completion}.")[0] == {
+        "prompt": "1 + 1 =",
+        "completion": " 2.",
+    }

@@ -53,7 +53,9 @@ def demo(
     merged = f"{recipe.out}/merged"
 
     def held_out(tokenizer: object) -> "Dataset":
-        rows = load_data(str(recipe.eval_data), tokenizer=tokenizer)
+        rows = load_data(
+            str(recipe.eval_data), tokenizer=tokenizer, chat=recipe.chat, template=recipe.template
+        )
         return rows if eval_rows is None else rows.select(range(min(eval_rows, len(rows))))
 
     def scores_of(**subjects: Subject) -> "dict[str, Score]":
@@ -77,7 +79,7 @@ def demo(
     write_report(run, recipe, result, scores)
     screen.rule("one prompt, the merged model", align="left")
     screen.print(_PROMPT)
-    stream_answer(*load_base(merged, dtype=recipe.dtype), _PROMPT, max_new_tokens=32)
+    stream_answer(*load_base(merged, dtype=recipe.dtype), _PROMPT, max_new_tokens=32, chat=recipe.chat)
     screen.rule("result", align="left")
     screen.print(_table(scores, result))
     screen.print(f"Report: {run.report}")

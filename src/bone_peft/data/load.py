@@ -23,7 +23,8 @@ def load_data(
         fields: names of the prompt and the completion column. Left out, ``prompt``/``completion``, a chat column
             ``messages`` or a column ``text`` of whole documents is used.
         chat: True for chat messages, False for plain text, None to follow the tokenizer.
-        template: plain text around the prompt, with ``{prompt}`` where it goes.
+        template: plain text around the prompt, with ``{prompt}`` where it goes; with ``{completion}`` also around the
+            answer, as in ``"{prompt} {completion}"``.
 
     Returns:
         Rows of two strings, or of two lists of ``{"role", "content"}`` messages.

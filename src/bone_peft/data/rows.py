@@ -23,7 +23,7 @@ def from_columns(
         prompt = _text(row[prompt_field], prompt_field, source, index)
         completion = _text(row[completion_field], completion_field, source, index)
         if template is not None:
-            prompt = template.replace("{prompt}", prompt)
+            prompt, completion = _fill(template, prompt, completion)
         if not chat:
             return {"prompt": prompt, "completion": completion}
         return {
@@ -57,6 +57,14 @@ def from_text(dataset: Any, source: str, *, start: str) -> Any:
         return {"prompt": start, "completion": _text(row["text"], "text", source, index)}
 
     return _convert(dataset, convert)
+
+
+def _fill(template: str, prompt: str, completion: str) -> tuple[str, str]:
+    """Prompt and completion in their template; the blank before ``{completion}`` is learned, as text is tokenized."""
+    before, marker, after = template.partition("{completion}")
+    asked = before.rstrip() if marker else before
+    answered = before[len(asked) :] + completion + after
+    return asked.replace("{prompt}", prompt), answered
 
 
 def _convert(dataset: Any, convert: Any) -> Any:

@@ -33,7 +33,7 @@ class Recipe:
         data: training rows, as for :func:`bone_peft.data.load_data`.
         fields: names of the prompt and the completion column.
         chat: True for chat messages, False for plain text, None to follow the base's tokenizer.
-        template: plain text around the prompt, with ``{prompt}`` where it goes.
+        template: plain text around the prompt, with ``{prompt}`` where it goes, and with ``{completion}`` the answer.
         eval_data: held-out rows; they are taken out of the training rows.
         out: the run's folder.
         dtype: of the frozen base; the adapter's parameters are always fp32.
