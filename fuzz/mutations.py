@@ -190,7 +190,7 @@ def greedy_pickle(data: bytes, rng: random.Random) -> bytes:
 
 
 BYTES: list[Mutation] = [truncate, flip, flip_start, append, repeat_part, cut_part]
-SAFETENSORS: list[Mutation] = [*BYTES, header_length, header_field, header_field, header_field, header_double, header_deep,
+SAFETENSORS: list[Mutation] = [*BYTES, header_length, *[header_field] * 3, header_double, header_deep,
                                not_finite]  # fmt: skip
 JSON: list[Mutation] = [*BYTES, json_value, json_value, json_value, json_double, json_deep]
 TORCH: list[Mutation] = [*BYTES, zip_entry, zip_entry, zip_pickle, zip_pickle, greedy_pickle]

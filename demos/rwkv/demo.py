@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from client import completion_loss, generate, logits, open_client
+from datasets import disable_progress_bars
 from pretrain import SMALL, WORLD_01B, Size, pretrain
 from rich.console import Console
 from rich.table import Table
@@ -36,11 +37,12 @@ def main() -> None:
     given = options.parse_args()
     quiet()
     keep_freed_memory()
+    disable_progress_bars()
     console = Console()
 
     console.rule("a base from scratch", align="left")
     size = WORLD_01B if given.full_size else SMALL
-    base, start, end = pretrain(given.out, size)
+    base, start, end = pretrain(given.out, size, console)
     console.print(f"Held-out text: {start:.3f} nats a token before, {end:.3f} after.", highlight=False)
 
     columns = {}

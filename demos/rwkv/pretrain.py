@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from bone_peft.rwkv.checkpoint import save_model
 from bone_peft.rwkv.fresh import fresh_model
 from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabulary
+from bone_peft.training.callbacks import ProgressReport
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ WORLD_01B = Size(768, 12, 65536, 12, 6, 4, 8)
 """The architecture of RWKV-7 World 0.1B: far too large to learn much in minutes on a CPU."""
 
 
-def pretrain(folder: Path, size: Size, *, context: int = 64) -> tuple[Path, float, float]:
+def pretrain(folder: Path, size: Size, console: Console, *, context: int = 64) -> tuple[Path, float, float]:
     """Write ``base.pth``, and its vocabulary beside it if that is its own.
 
     Returns:
@@ -67,13 +70,27 @@ def pretrain(folder: Path, size: Size, *, context: int = 64) -> tuple[Path, floa
         weight_decay=0.1,
         adam_beta2=0.99,
         logging_steps=max(size.steps // 10, 1),
+        include_num_input_tokens_seen="all",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=text, eval_dataset=held_out)
+    trainer.remove_callback(PrinterCallback)
+    progress = _Progress(console)
+    trainer.add_callback(progress)
     before = trainer.evaluate()["eval_loss"]
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        progress.close()
     after = trainer.evaluate()["eval_loss"]
     save_model(model, base)
     return base, before, after
+
+
+class _Progress(ProgressReport):
+    """Counts tokens where the plain Trainer does."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, {**(logs or {}), "num_tokens": state.num_input_tokens_seen}, **kwargs)

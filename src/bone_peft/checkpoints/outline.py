@@ -18,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import BoneError
 from ..reading.names import brief
 
+# Fields that say how often a part of a model is built. Sizes of blocks and indices of layers are others.
+_REPEATED = re.compile(r"^(?!.*(size|norm|idx|index|(^|_)ids?(_|$))).*(layer|depth|block)")
+
 _AUTO = {
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
     "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
@@ -112,7 +115,7 @@ def ties(model: nn.Module) -> dict[str, str]:
     """Parameters that are others by another name: ``{"lm_head.weight": "model.embed_tokens.weight"}``."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     names = list(dict(model.named_parameters(remove_duplicate=False)))
-    found = {}
+    found: dict[str, str] = {}
     for target, source in tied.items():
         # Keys may be regular expressions; then they pair names in order.
         targets = [name for name in names if re.fullmatch(target, name)] or [target]
@@ -133,7 +136,7 @@ def check_sizes(settings: Any, layers: int, where: Path) -> None:
         if isinstance(value, (dict, list)):
             check_sizes(value, layers, where)
         elif isinstance(value, int) and isinstance(name, str):
-            limit = layers if re.search("layer|depth|block", name) and not re.search("size|id|idx", name) else 2**31
+            limit = layers if _REPEATED.search(name) else 2**31
             limit = 4096 if "expert" in name else limit
             if value > limit:
                 raise BoneError(f"{where} asks for {name}={value}, which its weights cannot have: take another copy.")

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from bone_peft.cli import convert, demo, estimate, evaluate, generate, inspect, merge, train
+from bone_peft.cli import bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
 from bone_peft.cli.console import speaks
 from bone_peft.cli.process import keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 from bone_peft.errors import BoneError
@@ -54,7 +54,7 @@ def _main(
     keep_freed_memory()
 
 
-for command in (train, evaluate, merge, convert, inspect, estimate, generate, demo):
+for command in (train, evaluate, merge, convert, inspect, estimate, bench, generate, demo):
     command.add_to(app)
 
 

@@ -61,4 +61,5 @@ def _fake(model: nn.Module, adapter_dtype: torch.dtype) -> None:
                 if tensor is not None:
                     empty = torch.empty(tensor.shape, dtype=adapter_dtype if tensor.requires_grad else tensor.dtype)
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    held[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                    owner: Any = held
+                    owner[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty

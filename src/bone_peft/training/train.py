@@ -195,7 +195,8 @@ def _build_trainer(
         raise
     except (ValueError, TypeError) as error:
         raise BoneError(" ".join(str(error).split())) from error
-    if len(trainer.train_dataset) == 0:
+    kept: Any = trainer.train_dataset
+    if len(kept) == 0:
         raise BoneError(
             f"No row of {recipe.data} has an answer within {arguments.max_length} tokens; raise training.max_length."
         )
