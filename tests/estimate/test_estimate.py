@@ -81,9 +81,9 @@ def test_a_size_that_does_not_divide(tmp_path):
 
 @pytest.mark.parametrize("variant", ["bone", "bottleneck"])
 def test_memory_is_what_autograd_keeps(variant, monkeypatch):
-    """Against a real step, whose saved tensors are counted where they are."""
+    """Against a real step, whose saved tensors are counted: the estimate is on the safe side, by less than a fifth."""
     # The estimate takes the plain path, which keeps a little more than the fast ones.
-    monkeypatch.setenv("BONE_PEFT_PATH", "plain")
+    monkeypatch.setattr("bone_peft.ops.dispatch.forced", "plain")
     config = config_for(variant)
     with torch.device("meta"):
         outline = llama().to(torch.float32)
@@ -102,7 +102,8 @@ def test_memory_is_what_autograd_keeps(variant, monkeypatch):
         model(inputs_embeds=inputs, labels=torch.randint(0, 64, (2, 16)))
     for tensor in (*model.parameters(), *model.buffers()):
         kept.pop(tensor.untyped_storage()._cdata, None)
-    assert guess == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
+    measured = sum(storage.nbytes() for storage in kept.values())
+    assert measured <= guess <= 1.2 * measured
 
 
 def test_70b_takes_no_memory():

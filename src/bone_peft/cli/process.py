@@ -28,6 +28,10 @@ def quiet() -> None:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+    if "datasets" in sys.modules:
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def leave_full_disks_to_the_main_thread() -> None:
