@@ -98,6 +98,17 @@ def test_a_live_model_as_lora_in_peft(tmp_path, variant, model, targets):
     torch.testing.assert_close(found(x).logits, want, **EXACT)
 
 
+def test_one_rank_for_engines_that_know_of_one_only(tmp_path):
+    tuned = randomize(get_peft_model(llama(), config_for("bone", rank_pattern={"down_proj": 5}))).eval()
+    x = tokens()
+    want = tuned(x).logits
+    assert convert(tuned, "lora", tmp_path / "lora", uniform=True).exact
+    found = PeftModel.from_pretrained(tuned.unload(), tmp_path / "lora").eval()
+    config = found.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern) == (8, 8, {}, {})
+    torch.testing.assert_close(found(x).logits, want, **EXACT)
+
+
 def test_lora_with_scaling_becomes_bottleneck(tmp_path):
     config = LoraConfig(r=4, lora_alpha=6, rank_pattern={"v_proj": 2}, target_modules=["q_proj", "v_proj"])
     tuned = get_peft_model(llama(), config).eval()

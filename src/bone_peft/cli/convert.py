@@ -30,6 +30,7 @@ def convert(
     base: str = typer.Option(None, help="The base model; default: the one that the adapter names."),
     rank: int = typer.Option(None, help="To lora: nearest of this rank."),
     energy: float = typer.Option(None, help="To lora: smallest rank that keeps this share of the change, 0 to 1."),
+    uniform: bool = typer.Option(False, "--uniform", help="To lora: one rank for all layers, for llama.cpp."),
     dtype: str = typer.Option(None, help="Round the tensors; RWKV-PEFT wants its base's type, bfloat16."),
     force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
 ) -> None:
@@ -38,7 +39,9 @@ def convert(
 
     from bone_peft.convert import convert as run
 
-    result = run(adapter, to, out, base=base, rank=rank, energy=energy, dtype=dtype, force=force)
+    result = run(adapter, to, out, base=base, rank=rank, energy=energy, uniform=uniform, dtype=dtype, force=force)
+    if to == "lora" and result.adapter.config.rank_pattern:
+        typer.echo("Layers have several ranks, which PEFT takes; for llama.cpp, convert with --uniform.")
     if result.exact:
         typer.echo(f"{to} adapter, {'exact' if dtype is None else f'rounded to {dtype}'}: {out}")
         return

@@ -10,7 +10,7 @@ from ..adapters import FORMATS, Adapter, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import BoneError
 from .live import LiveBase, adapter_of
-from .lora import exact, nearest
+from .lora import exact, nearest, one_rank
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def convert(
     base: str | None = None,
     rank: int | None = None,
     energy: float | None = None,
+    uniform: bool = False,
     dtype: str | None = None,
     adapter_name: str = "default",
     force: bool = False,
@@ -57,6 +58,8 @@ def convert(
             that the adapter names, if there is one here. A live model is its own base.
         rank: take the nearest LoRA of this rank.
         energy: take the LoRA of the smallest rank that keeps this share of ``|dW|^2`` in every layer, in ``(0, 1]``.
+        uniform: give all layers of a LoRA the largest rank, filled up with zeros; llama.cpp needs that where there are
+            several.
         dtype: round the tensors to ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default they stay as they are.
             RWKV-PEFT's merge wants them in the type of its base.
         adapter_name: which adapter of a live model.
@@ -90,8 +93,9 @@ def convert(
             found = exact(found, at)
         else:
             found, errors = nearest(found, at, rank, energy)
-    elif rank is not None or energy is not None:
-        raise BoneError(f"rank and energy are for LoRA, and {to} is exact without: leave them out.")
+        found = one_rank(found) if uniform else found
+    elif rank is not None or energy is not None or uniform:
+        raise BoneError(f"rank, energy and uniform are for LoRA, and {to} is exact without: leave them out.")
     if dtype is not None:
         found = found.rounded(dtype)
     write_adapter(found, to, out, force=force)

@@ -72,6 +72,21 @@ def nearest(adapter: Adapter, base: Base, rank: int | None, energy: float | None
     return _bottleneck(adapter, layers), errors
 
 
+def one_rank(adapter: Adapter) -> Adapter:
+    """The same Bottleneck, filled up with zeros to the largest rank. ``dW`` does not change.
+
+    PEFT keeps a rank and a scaling for each module. llama.cpp keeps one ``alpha`` for all, and divides it by each
+    tensor's own rank.
+    """
+    r = max(adapter.r(module) for module in adapter.layers)
+    layers: dict[str, Params] = {}
+    for module, params in adapter.layers.items():
+        missing = r - adapter.r(module)
+        down = torch.nn.functional.pad(params["bone_down"], (0, 0, 0, missing))
+        layers[module] = {"bone_down": down, "bone_up": torch.nn.functional.pad(params["bone_up"], (0, missing))}
+    return _bottleneck(adapter, layers)
+
+
 def _needed(squares: Tensor, energy: float) -> int:
     """The smallest rank that keeps a share of the sum of squares."""
     share = squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
