@@ -1,0 +1,180 @@
+"""Time and memory of one training step of an RWKV-7, against the floor: the frozen base, forward and back to its input.
+
+    python benchmarks/rwkv_step.py [--size 0.1B] [--what bone --what bat-input] [--batch 4] [--length 512]
+
+Weights are random, in bf16; adapters are float32. The contestants take turns, with and without gradient checkpointing;
+a step is forward, backward and AdamW. ``recurrence_ms`` is what the recurrence alone takes, forward and backward, in
+all layers: the most that a kernel made for it could save. Needs neither data nor network. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from bone_peft.bench.contestants import FLOOR, Setting, contestant
+from bone_peft.bench.machine import timed
+from bone_peft.rwkv.fresh import fresh_model
+from bone_peft.rwkv.names import TARGETS
+from bone_peft.rwkv.recurrence import recurrence
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "layers": 2, "vocab_size": 512},
+    "0.1B": {"hidden_size": 768, "layers": 12},
+    "0.4B": {"hidden_size": 1024, "layers": 24},
+}
+
+
+@dataclass
+class Runner:
+    """A step and its milliseconds. ``own``: its bytes at rest, beside the base; ``peak``: at most, with the base."""
+
+    step: Callable[[], None]
+    own: int
+    peak: int = 0
+    spans: list[float] = field(default_factory=list)
+
+
+def main(
+    size: str = "0.1B",
+    what: list[str] = typer.Option(["bone"]),  # noqa: B008
+    r: int = 64,
+    batch: int = 4,
+    length: int = 512,
+    rounds: int = 3,
+    steps: int = 5,
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = _base(size, device)
+    ids = torch.randint(1, base.config.vocab_size, (batch, length), device=device)
+    embedded = base.get_input_embeddings()(ids).detach().requires_grad_()
+    inputs = {"inputs_embeds": embedded, "labels": ids}
+    setting = Setting(list(TARGETS), r)
+
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "rwkv7-hf")},
+        "size": size,
+        "parameters": sum(parameter.numel() for parameter in base.parameters()),
+        "setting": {"r": r, "batch": batch, "length": length},
+        "recurrence_ms": _recurrence_ms(base.config, ids, steps),
+    }
+    for kind in ("plain", "checkpointing"):
+        gc.collect()  # models hold themselves in cycles
+        result[kind] = _compare([FLOOR, *what], base, setting, inputs, kind == "checkpointing", rounds, steps)
+        print(kind, result[kind], file=sys.stderr)
+    print(json.dumps(result, indent=1))
+
+
+def _base(size: str, device: str) -> Any:
+    """Frozen, in bf16, and without the zeros of a new model: products with zeros can be faster than others."""
+    torch.manual_seed(0)
+    model = fresh_model(**SIZES[size]).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    return model.to(device, torch.bfloat16)
+
+
+def _compare(
+    names: list[str],
+    base: Any,
+    setting: Setting,
+    inputs: dict[str, Tensor],
+    checkpointing: bool,
+    rounds: int,
+    steps: int,
+) -> dict[str, dict[str, float]]:
+    device, embedded = base.device.type, inputs["inputs_embeds"]
+    runners: dict[str, Runner] = {}
+    for name in names:
+        at_rest = _allocated(device)
+        step = _step(contestant(name, base, setting), inputs, checkpointing)
+        step()
+        step()
+        embedded.grad = None
+        runners[name] = Runner(step, _allocated(device) - at_rest)
+    for _ in range(rounds):
+        for runner in runners.values():
+            runner.step()
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            runner.spans += timed(runner.step, device, steps)
+            if device == "cuda":
+                others = sum(other.own for other in runners.values() if other is not runner)
+                runner.peak = max(runner.peak, torch.cuda.max_memory_allocated() - others)
+            embedded.grad = None
+    return _summary(runners)
+
+
+def _step(model: Any, inputs: dict[str, Tensor], checkpointing: bool) -> Callable[[], None]:
+    model.train()
+    if checkpointing:
+        _inner(model).gradient_checkpointing_enable({"use_reentrant": False})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True) if trained else None
+
+    def step() -> None:
+        inputs["inputs_embeds"].grad = None
+        model(**inputs, use_cache=False).loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _allocated(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def _summary(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
+    floor = runners[FLOOR]
+    return {
+        name: {
+            "ms": round(median(runner.spans), 2),
+            "fastest_ms": round(min(runner.spans), 2),
+            "slowest_ms": round(max(runner.spans), 2),
+            "floors": round(median(runner.spans) / median(floor.spans), 3),
+            **({"peak_gib": round(runner.peak / 2**30, 3)} if runner.peak else {}),
+        }
+        for name, runner in runners.items()
+    }
+
+
+def _recurrence_ms(config: Any, ids: Tensor, steps: int) -> float:
+    """Of all layers, on values of the types that they have in a bf16 model."""
+    heads, width = config.num_heads, config.head_dim
+    r, k, v, a, b = (
+        nn.functional.normalize(torch.randn(*ids.shape, heads, width, device=ids.device), dim=-1).bfloat16()
+        for _ in range(5)
+    )
+    w = torch.empty(*ids.shape, heads, width, device=ids.device).uniform_(0.55, 1)
+    state = torch.zeros(len(ids), heads, width, width, device=ids.device)
+    values = [tensor.requires_grad_() for tensor in (r, w, k, v, a, b)]
+
+    def run() -> None:
+        y, _ = recurrence(*values, state, torch.ones_like(ids, dtype=torch.bool))
+        torch.autograd.grad(y, values, v)
+
+    timed(run, ids.device.type, 2)
+    return round(config.num_hidden_layers * median(timed(run, ids.device.type, steps)), 2)
+
+
+if __name__ == "__main__":
+    typer.run(main)
