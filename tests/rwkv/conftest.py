@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from bone_peft.cli.main import app
 from bone_peft.rwkv.checkpoint import save_model
 from bone_peft.rwkv.fresh import fresh_model
 from bone_peft.rwkv.tokenizer import VOCABULARY, world_vocabulary
@@ -21,6 +23,13 @@ def small_model():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return model
+
+
+def run(*arguments) -> str:
+    """What a command that succeeds prints."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,8 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from bone_peft.cli.main import app
-
-
-def run(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
+from .conftest import run
 
 
 @pytest.fixture(scope="module")
