@@ -3,8 +3,9 @@
     python benchmarks/rwkv_step.py [--size 0.1B] [--what bone --what bat-input] [--batch 4] [--length 512]
 
 Weights are random, in bf16; adapters are float32. The contestants take turns, with and without gradient checkpointing;
-a step is forward, backward and AdamW. ``recurrence_ms`` is what the recurrence alone takes, forward and backward, in
-all layers: the most that a kernel made for it could save. Needs neither data nor network. Prints JSON.
+a step is forward, backward and AdamW. ``recurrence`` is what the recurrence alone takes, forward and backward, in all
+layers, also with the kernels of ``flash-linear-attention`` (on a GPU, if ``fla-core`` is installed). Needs neither data
+nor network. Prints JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -69,7 +71,7 @@ def main(
         "size": size,
         "parameters": sum(parameter.numel() for parameter in base.parameters()),
         "setting": {"r": r, "batch": batch, "length": length},
-        "recurrence_ms": _recurrence_ms(base.config, ids, steps),
+        "recurrence": _recurrences(base.config, ids, steps),
     }
     for kind in ("plain", "checkpointing"):
         gc.collect()  # models hold themselves in cycles
@@ -157,23 +159,49 @@ def _summary(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
     }
 
 
-def _recurrence_ms(config: Any, ids: Tensor, steps: int) -> float:
-    """Of all layers, on values of the types that they have in a bf16 model."""
+def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, float]]:
+    """Ours and, if it is there, flash-linear-attention's, on values of the types that they have in a bf16 model.
+
+    ``ms`` is of all layers, forward and backward; ``difference`` is how far output and gradients are from ours in float32
+    at most, relative to their norms.
+    """
     heads, width = config.num_heads, config.head_dim
     r, k, v, a, b = (
-        nn.functional.normalize(torch.randn(*ids.shape, heads, width, device=ids.device), dim=-1).bfloat16()
-        for _ in range(5)
+        nn.functional.normalize(torch.randn(*ids.shape, heads, width, device=ids.device), dim=-1) for _ in range(5)
     )
-    w = torch.empty(*ids.shape, heads, width, device=ids.device).uniform_(0.55, 1)
+    w = torch.empty_like(r).uniform_(0.55, 1)
     state = torch.zeros(len(ids), heads, width, width, device=ids.device)
-    values = [tensor.requires_grad_() for tensor in (r, w, k, v, a, b)]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    low = [tensor.bfloat16().requires_grad_() for tensor in (r, k, v, a, b)]
+    low.insert(1, w.requires_grad_())
+    exact = [tensor.detach().float().requires_grad_() for tensor in low]
 
-    def run() -> None:
-        y, _ = recurrence(*values, state, torch.ones_like(ids, dtype=torch.bool))
-        torch.autograd.grad(y, values, v)
+    def run(function: Callable[..., Any], values: list[Tensor]) -> list[Tensor]:
+        y, _ = function(*values, state, mask)
+        return [y, *torch.autograd.grad(y, values, v.to(y.dtype))]
 
-    timed(run, ids.device.type, 2)
-    return round(config.num_hidden_layers * median(timed(run, ids.device.type, steps)), 2)
+    expected = run(recurrence, exact)
+    functions = {"ours": recurrence} | ({"flash-linear-attention": _fla} if _has_fla(ids.device) else {})
+    result = {}
+    for name, function in functions.items():
+        found = run(function, low)
+        spans = timed(lambda function=function: run(function, low), ids.device.type, steps + 2)[2:]
+        pairs = zip(found, expected, strict=True)
+        result[name] = {
+            "ms": round(config.num_hidden_layers * median(spans), 2),
+            "difference": max(float((x.float() - y).norm() / y.norm()) for x, y in pairs),
+        }
+    return result
+
+
+def _has_fla(device: torch.device) -> bool:
+    return device.type == "cuda" and find_spec("fla") is not None
+
+
+def _fla(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, mask: Tensor) -> Any:
+    from fla.ops.rwkv7 import chunk_rwkv7
+
+    return chunk_rwkv7(r, w.log(), k, v, a, b, scale=1.0, initial_state=state, output_final_state=True)
 
 
 if __name__ == "__main__":
