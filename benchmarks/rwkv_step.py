@@ -162,8 +162,8 @@ def _summary(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
 def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, float]]:
     """Ours and, if it is there, flash-linear-attention's, on values of the types that they have in a bf16 model.
 
-    ``ms`` is of all layers, forward and backward; ``difference`` is how far output and gradients are from ours in float32
-    at most, relative to their norms.
+    ``ms`` is of all layers, forward and backward; ``difference`` is how far output and gradients are from ours in
+    float32 at most, relative to their norms.
     """
     heads, width = config.num_heads, config.head_dim
     r, k, v, a, b = (
