@@ -4,10 +4,13 @@ import gc
 import threading
 import weakref
 
+import pytest
 import torch
 
 from bone_peft.ops import shared
 from bone_peft.ops.shared import with_block_sum
+
+from .layers import DEVICE, HALF, distance
 
 
 def activation(*shape):
@@ -88,3 +91,15 @@ def test_the_native_sum_is_shared_too():
     del x, first
     gc.collect()
     assert dead() is None
+
+
+@pytest.mark.parametrize("features", [32, 40])
+def test_the_operator_for_the_compiler(features):
+    x = torch.randn(2, 3, features, dtype=HALF, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(torch.ops.bone_peft.block_sum, (x, 16), test_utils=("test_schema", "test_faketensor"))
+    s, handle = torch.ops.bone_peft.block_sum(x, 16)
+    exact = torch.nn.functional.pad(x.detach().double(), (0, -features % 16)).view(6, -1, 16).sum(1)
+    assert distance(s, exact) < torch.finfo(HALF).eps
+    ds = torch.randn(6, 16, device=DEVICE)
+    (dx,) = torch.autograd.grad(handle, x, ds)
+    torch.testing.assert_close(dx, ds.repeat(1, 3)[:, :features].view(x.shape).to(HALF))

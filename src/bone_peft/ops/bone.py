@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -42,8 +41,7 @@ def bone_layer(x: Tensor, block: Tensor, below: BaseLayer, dropout: Callable[[Te
         if linear is not None and not _needs_gradient(x, block) and decode.takes(x, linear[0], r):
             return decode.linear_bone_token(x, *linear, block)
         if _few_tokens(x, block):
-            y = below.output(x) if linear is None else F.linear(x, *linear)
-            return _add_natively(y, shared_block_sum(x, r), block)
+            return _natively(x, shared_block_sum(x, r), below if linear is None else linear, block)
         x, s, handle = with_block_sum(x, r)
         if linear is not None:
             return linear_bone(x, s, handle, *linear, block)
@@ -54,14 +52,20 @@ def bone_layer(x: Tensor, block: Tensor, below: BaseLayer, dropout: Callable[[Te
 
 def _few_tokens(x: Tensor, block: Tensor) -> bool:
     """Whether a GPU is done before the host has come to the next layer, so that the host's time is what counts."""
-    if torch.compiler.is_compiling() or not x.is_cuda or dispatch.forced is not None:
+    if not x.is_cuda or dispatch.forced is not None:
         return False
-    return x.numel() // x.shape[-1] * (x.shape[-1] + block.shape[1]) <= 1 << 23
+    return x.shape[:-1].numel() * (x.shape[-1] + block.shape[1]) <= 24 << 20
 
 
-def _add_natively(y: Tensor, s: Tensor, block: Tensor) -> Tensor:
-    """``y + s D`` under PyTorch's own autograd, which costs the host less than a function of ours."""
-    return torch.addmm(y.flatten(0, -2), s.to(y.dtype), block.to(y.dtype)).view(y.shape)
+def _natively(x: Tensor, s: Tensor, below: BaseLayer | tuple[Tensor, Tensor | None], block: Tensor) -> Tensor:
+    """The same under PyTorch's own autograd, which costs the host less than a function of ours."""
+    if isinstance(below, tuple):
+        weight, bias = below
+        part = s @ block.to(s.dtype) if bias is None else torch.addmm(bias, s, block.to(s.dtype))
+        y = part.addmm_(x.reshape(s.shape[0], x.shape[-1]), weight.T)
+        return y.view(*x.shape[:-1], y.shape[1])
+    y = below.output(x)
+    return torch.addmm(y.reshape(s.shape[0], y.shape[-1]), s.to(y.dtype), block.to(y.dtype)).view(y.shape)
 
 
 def _needs_gradient(x: Tensor, block: Tensor) -> bool:

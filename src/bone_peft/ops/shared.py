@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .block_sum import add_to_blocks, block_sum, block_sum_torch
-from .dispatch import rows
+from .block_sum import add_to_blocks, add_to_blocks_torch, block_sum, block_sum_torch
+from .dispatch import rows, use_triton
 
 Sums = tuple[Tensor, Tensor, Tensor]
 
@@ -36,7 +36,9 @@ def with_block_sum(x: Tensor, r: int) -> Sums:
         tensor of that shape that takes the gradient of ``s``, in float32, as the kernels give it; it has no values.
     """
     if torch.compiler.is_compiling():
-        # The compiler removes the repetitions itself, and fuses the sum with what makes x.
+        # The compiler removes the repetitions itself.
+        if use_triton(x, r):
+            return x, *torch.ops.bone_peft.block_sum(x, r)
         wide = block_sum_torch(x, r, torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[:-1].numel(), r)
         return x, wide.detach().to(x.dtype), wide
     return _once(x, r, _with_block_sum)
@@ -49,7 +51,12 @@ def shared_block_sum(x: Tensor, r: int) -> Tensor:
 
 def _once(x: Tensor, r: int, compute: Callable[[Tensor, int], Any]) -> Any:
     """``compute(x, r)``, or what it gave last time if nothing has changed. The result must not hold ``x``."""
-    if type(x) is not Tensor or x.is_inference() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if (
+        torch.compiler.is_compiling()
+        or type(x) is not Tensor
+        or x.is_inference()
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
         return compute(x, r)
     key = (compute, x._version, r, torch.is_grad_enabled(), _stream(x))
     entry: _Entry | None = getattr(_last, "entry", None)
@@ -65,7 +72,7 @@ def _once(x: Tensor, r: int, compute: Callable[[Tensor, int], Any]) -> Any:
 def _native_block_sum(x: Tensor, r: int) -> Tensor:
     features = x.shape[-1]
     if features % r or not x.is_contiguous():
-        return block_sum_torch(x, r).flatten(0, -2)
+        return block_sum_torch(x, r).reshape(x.shape[:-1].numel(), r)
     return x.view(x.shape[:-1].numel(), features // r, r).sum(1)
 
 
@@ -97,6 +104,30 @@ class _WithBlockSum(Function):
         like = torch.empty(0, shape[-1], dtype=dtype, device=ds.device) if dx is None else dx
         out = add_to_blocks(None if dx is None else rows(dx), ds.contiguous(), like)
         return out.view(shape), None
+
+
+@torch.library.custom_op("bone_peft::block_sum", mutates_args=(), schema="(Tensor x, int r) -> (Tensor, Tensor)")
+def _op(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    s = block_sum(rows(x), r)
+    return s, torch.empty_like(s, dtype=torch.float32)
+
+
+@_op.register_fake
+def _(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    s = x.new_empty(x.shape[:-1].numel(), r)
+    return s, torch.empty_like(s, dtype=torch.float32)
+
+
+def _op_backward(ctx: Any, _: Tensor, ds: Tensor) -> tuple[Tensor, None]:
+    # In PyTorch's operations, for the compiler to fuse with what else is added to the gradient of x.
+    return add_to_blocks_torch(None, ds, ctx.like[-1], ctx.dtype).view(ctx.like), None
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype, ctx.like = inputs[0].dtype, inputs[0].shape
+
+
+_op.register_autograd(_op_backward, setup_context=_save)
 
 
 @dataclass

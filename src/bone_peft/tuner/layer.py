@@ -133,8 +133,9 @@ class BoneLayer(BaseTunerLayer):
 
     def _scaled(self, adapter_name: str) -> Params:
         variant, scale = self.bone_variant[adapter_name], self.bone_scaling[adapter_name]
-        with onloaded(*(getattr(self, name) for name in variant.parameters)):
-            params = self._parameters_of(adapter_name)
+        holders = [getattr(self, name) for name in variant.parameters]
+        with onloaded(*holders):
+            params = {name: holder[adapter_name] for name, holder in zip(variant.parameters, holders, strict=True)}
         return params if scale == 1 else variant.scaled(params, scale)
 
     # Weight
@@ -154,9 +155,12 @@ class BoneLayer(BaseTunerLayer):
 
     def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
         """Put adapters on top of ``below``, in their order."""
-        for name in self._present(adapter_names):
-            dropout = self.bone_dropout[name] if self.training and name in self.bone_dropout else None
-            below = Adapted(below, self.bone_variant[name], self._scaled(name), dropout)
+        dropouts: Any = self.bone_dropout if self.training else ()
+        for name in adapter_names:
+            variant = self.bone_variant.get(name)
+            if variant is not None:
+                dropout = dropouts[name] if name in dropouts else None  # noqa: SIM401 - ModuleDict has no get
+                below = Adapted(below, variant, self._scaled(name), dropout)
         return below
 
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from accelerate.hooks import AlignDevicesHook
 from torch import nn
 
+_NOTHING = nullcontext()
 
-@contextmanager
-def onloaded(*modules: nn.Module) -> Iterator[None]:
+
+def onloaded(*modules: nn.Module) -> AbstractContextManager[None]:
     """Bring the tensors of ``modules`` to the device where they are not there.
 
     Accelerate does so when a module is called; this is for modules that are read instead. A tensor that was taken out
     of a module stays valid afterwards. For modules without offloading this costs a dictionary look-up each.
     """
-    hooks = [(module, vars(module)["_hf_hook"]) for module in modules if "_hf_hook" in vars(module)]
+    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+    return _onloaded(hooked) if hooked else _NOTHING
+
+
+@contextmanager
+def _onloaded(modules: list[nn.Module]) -> Iterator[None]:
     hooks = [
         (module, hook)
-        for module, hook in hooks
-        if isinstance(hook, AlignDevicesHook) and any(p.is_meta for p in module.parameters(recurse=False))
+        for module in modules
+        if isinstance(hook := vars(module)["_hf_hook"], AlignDevicesHook)
+        and any(p.is_meta for p in module.parameters(recurse=False))
     ]
     for module, hook in hooks:
         hook.pre_forward(module)
