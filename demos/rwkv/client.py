@@ -8,11 +8,12 @@ import torch
 os.environ["RWKV_V7_ON"] = "1"
 
 
-def open_client(path: Path):
-    """The model in float32 on the CPU."""
+def open_client(path: Path, vocabulary: Path):
+    """The model in float32 on the CPU, and its tokenizer."""
     from rwkv.model import RWKV
+    from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
-    return RWKV(model=str(path.with_suffix("")), strategy="cpu fp32")
+    return RWKV(model=str(path.with_suffix("")), strategy="cpu fp32"), TRIE_TOKENIZER(str(vocabulary))
 
 
 def logits(client, ids: list[int]) -> torch.Tensor:
@@ -30,11 +31,8 @@ def completion_loss(client, rows: list[tuple[list[int], list[int]]]) -> float:
     return total / tokens
 
 
-def generate(client, vocabulary: Path, prompt: str, max_new_tokens: int = 16) -> str:
+def generate(client, tokenizer, prompt: str, max_new_tokens: int = 16) -> str:
     """The greedy answer, up to the end of the document."""
-    from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
-
-    tokenizer = TRIE_TOKENIZER(str(vocabulary))
     ids: list[int] = []
     predicted, state = client.forward(tokenizer.encode(prompt), None)
     while len(ids) < max_new_tokens and (token := int(predicted.argmax())) != 0:

@@ -31,8 +31,8 @@ class Size:
     low_rank: dict[str, int] = field(default_factory=dict)
 
 
-SMALL = Size(256, 4, 3328, 250, 100, 16, 64, {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64})
-WORLD_01B = Size(768, 12, 65536, 12, 6, 4, 8)
+SMALL = Size(256, 4, 3328, 250, 300, 16, 64, {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64})
+WORLD_01B = Size(768, 12, 65536, 40, 40, 4, 8)
 """The architecture of RWKV-7 World 0.1B: far too large to learn much in minutes on a CPU."""
 
 
