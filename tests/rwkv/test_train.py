@@ -1,6 +1,7 @@
 """Training on a ``.pth`` base, with the recipes and data of every other base."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 from bone_peft.adapters import read_adapter
 from bone_peft.bases import load_adapter, load_base
 from bone_peft.convert import convert
+from bone_peft.data import load_data
 from bone_peft.errors import BoneError
 from bone_peft.merging import merge
+from bone_peft.rwkv.tokenizer import VOCABULARY
 from bone_peft.training import Recipe, train
 
 BAT = {"r": 16, "init_weights": "bat", "share": "input"}
@@ -59,20 +62,57 @@ def test_bat_from_first_step_to_merged_file(base, documents, tmp_path):
     model, tokenizer = load_base(str(base), dtype="float32")
     ids = tokenizer("User: two and two", return_tensors="pt")["input_ids"]
     expected = load_adapter(model, second.adapter)(ids).logits
-    (tmp_path / "rwkv_vocab_v20230424.txt").write_bytes(base.with_name("rwkv_vocab_v20230424.txt").read_bytes())
+    (tmp_path / VOCABULARY).write_bytes(base.with_name(VOCABULARY).read_bytes())
     torch.testing.assert_close(
         load_base(str(tmp_path / "merged.pth"), dtype="float32")[0](ids).logits, expected, rtol=1e-4, atol=1e-4
     )
 
 
-def test_parts_beside_the_matrices(base, documents, tmp_path):
-    parts = ["mix", "w_lora", "attn_norm", "ffn_norm", "model.norm"]
-    result = train(recipe(base, documents, tmp_path / "run", steps=2, adapter={"r": 32, "modules_to_save": parts}))
-    whole = read_adapter(result.adapter)[0].whole
-    base_tensors = load_base(str(base), dtype="float32")[0].state_dict()
-    assert len(whole) == 2 * (9 + 1 + 3 + 2 + 2) + 2
-    moved = {name for name, tensor in whole.items() if not torch.equal(tensor, base_tensors[name])}
-    assert moved == set(whole)
+PARTS = {
+    "ln": (["attn_norm", "ffn_norm", "pre_norm", "g_norm", "model.norm"], r"ln"),
+    "emb": (["embeddings"], r"emb\."),
+    "head": (["lm_head"], r"head\."),
+    "time": (["mix", "w_lora", "a_lora", "v_lora", "g_lora"], r"\.(att|ffn)\.([xkr]_\w|[wavg][012])$"),
+}
+"""RWKV-PEFT's word: our modules, and the names in its files."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_beside_the_matrices(base, documents, tmp_path, part):
+    modules, names = PARTS[part]
+    result = train(recipe(base, documents, tmp_path / "run", steps=2, adapter={"r": 32, "modules_to_save": modules}))
+    convert(result.adapter, "rwkv", tmp_path / "theirs.pth")
+    merge(str(base), tmp_path / "theirs.pth", tmp_path / "merged.pth")
+    files = (base, tmp_path / "theirs.pth", tmp_path / "merged.pth")
+    before, theirs, merged = (torch.load(file, weights_only=True) for file in files)
+    expected = {name for name in before if re.search(names, name)}
+    assert expected == {name for name in theirs if not name.endswith(".disha")}
+    for name in expected:
+        assert not torch.equal(theirs[name], before[name])
+        assert torch.equal(theirs[name], merged[name])
+
+
+@pytest.mark.parametrize("word", ["disha", "bone"])
+@pytest.mark.parametrize("mode", ["bone", "bat"])
+def test_training_goes_on_from_a_file_of_rwkv_peft(base, documents, tmp_path, word, mode):
+    theirs = {}
+    for name, weight in torch.load(base, weights_only=True).items():
+        if weight.ndim == 2 and re.search(r"\.(receptance|key|value|output)\.weight$", name):
+            shape = (32, weight.shape[0]) if mode == "bone" else (weight.shape[1] // 32, 32, 32)
+            theirs[name.replace(".weight", f".{word}")] = (0.05 * torch.randn(shape)).bfloat16()
+    torch.save(theirs, tmp_path / "theirs.pth")
+    merge(str(base), tmp_path / "theirs.pth", tmp_path / "merged.pth")
+    (tmp_path / VOCABULARY).write_bytes(base.with_name(VOCABULARY).read_bytes())
+    model, tokenizer = load_base(str(tmp_path / "merged.pth"), dtype="float32")
+    total = count = 0
+    for row in load_data(documents, tokenizer=tokenizer):
+        ids = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token, return_tensors="pt")["input_ids"]
+        total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+
+    result = train(recipe(base, documents, tmp_path / "run", steps=6, continue_from=str(tmp_path / "theirs.pth")))
+    assert losses(result)[0] == pytest.approx(total / count, rel=1e-3)
+    assert losses(result)[-1] < losses(result)[0] - 0.1
 
 
 @pytest.mark.parametrize(
@@ -81,9 +121,11 @@ def test_parts_beside_the_matrices(base, documents, tmp_path):
         {"adapter": {"r": 32}, "training": {"packing": True, "max_length": 64}},
         {"adapter": {"r": 32}, "training": {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}},
         {"adapter": {"bottleneck_size": 8}, "dtype": "bfloat16"},
+        {"adapter": BAT, "training": {"max_length": 12}},
         {"adapter": BAT, "dtype": "bfloat16", "quantize": "4bit"},
+        {"adapter": {"r": 32}, "dtype": "bfloat16", "quantize": "8bit"},
     ],
-    ids=["packing", "checkpointing", "bottleneck", "quantized"],
+    ids=["packing", "checkpointing", "bottleneck", "context", "4bit", "8bit"],
 )
 def test_options_that_matter(base, documents, tmp_path, options):
     if "quantize" in options:
