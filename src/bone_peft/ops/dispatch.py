@@ -43,8 +43,13 @@ forced: str | None = _read_environment()
 _HALF = (torch.bfloat16, torch.float16)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _device_has_kernels(index: int | None) -> bool:
+    return _is_new_enough(index)
+
+
+@cache
+def _is_new_enough(index: int | None) -> bool:
     if torch.version.hip or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(index) >= (8, 0)

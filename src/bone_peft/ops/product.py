@@ -15,6 +15,10 @@ except ImportError:  # pragma: no cover - PyTorch for CPUs may come without
     triton = None
 
 
+SPAN = 512
+"""Tokens that one program of the product goes through, when there are many."""
+
+
 def product(s: Tensor, block: Tensor, bias: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``s D + bias + y``.
 
@@ -35,13 +39,14 @@ def product(s: Tensor, block: Tensor, bias: Tensor | None = None, y: Tensor | No
     out = torch.empty(tokens, features, dtype=s.dtype, device=s.device)
     rounded = block if block.dtype == s.dtype else torch.empty_like(block, dtype=s.dtype)
     rows = 128 if tokens > 64 else 16 if tokens <= 16 else 64
-    grid = (triton.cdiv(features, 128), triton.cdiv(tokens, rows))
+    span = SPAN if tokens >= 2048 else rows
+    grid = (triton.cdiv(features, 128), triton.cdiv(tokens, span))
     launch(
         _product,
         grid,
         (s, block, rounded, out if bias is None else bias, out if y is None else y, out),
         (tokens, features, 0 if y is None else y.stride(0)),
-        (r, power_of_two(r), rows, 128, rounded is not block, bias is not None, y is not None),
+        (r, power_of_two(r), span, rows, 128, rounded is not block, bias is not None, y is not None),
         num_warps=8,
     )
     return out, rounded
@@ -115,31 +120,35 @@ if triton is not None:
         y_stride,
         R: tl.constexpr,
         WIDTH: tl.constexpr,
+        SPAN: tl.constexpr,
         BLOCK_T: tl.constexpr,
         BLOCK_O: tl.constexpr,
         ROUND: tl.constexpr,
         HAS_BIAS: tl.constexpr,
         HAS_Y: tl.constexpr,
     ):
-        t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+        # A program holds its part of D and goes through SPAN tokens.
         o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
         c = tl.arange(0, WIDTH)
-        wide = t.to(tl.int64)[:, None]
         dtype = out.dtype.element_ty
-        left = tl.load(s + wide * R + c[None, :], mask=(t < tokens)[:, None] & (c < R)[None, :], other=0.0)
         place = c[:, None] * features + o[None, :]
         square = (c < R)[:, None] & (o < features)[None, :]
         right = tl.load(block + place, mask=square, other=0.0).to(dtype)
         if ROUND:  # noqa: SIM102 - decided when compiling
             if tl.program_id(1) == 0:
                 tl.store(rounded + place, right, mask=square)
-        total = tl.dot(left, right)
-        mask = (t < tokens)[:, None] & (o < features)[None, :]
-        if HAS_BIAS:
-            total += tl.load(bias + o, mask=o < features, other=0.0).to(tl.float32)[None, :]
-        if HAS_Y:
-            total += tl.load(y + wide * y_stride + o[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + wide * features + o[None, :], total.to(dtype), mask=mask)
+        first = tl.program_id(1) * SPAN
+        for start in range(first, tl.minimum(first + SPAN, tokens), BLOCK_T):
+            t = start + tl.arange(0, BLOCK_T)
+            wide = t.to(tl.int64)[:, None]
+            left = tl.load(s + wide * R + c[None, :], mask=(t < tokens)[:, None] & (c < R)[None, :], other=0.0)
+            total = tl.dot(left, right)
+            mask = (t < tokens)[:, None] & (o < features)[None, :]
+            if HAS_BIAS:
+                total += tl.load(bias + o, mask=o < features, other=0.0).to(tl.float32)[None, :]
+            if HAS_Y:
+                total += tl.load(y + wide * y_stride + o[None, :], mask=mask, other=0.0).to(tl.float32)
+            tl.store(out + wide * features + o[None, :], total.to(dtype), mask=mask)
 
     @triton.jit
     def _product_backward(
