@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (about 5 minutes on two cores)"
-	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 5 minutes)"
+	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 3 minutes)"
 	@echo "make test   run the test suite"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"

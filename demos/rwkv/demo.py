@@ -34,9 +34,7 @@ ADAPTERS = {"Bone": {"r": 64}, "Bat": {"r": 64, "init_weights": "bat", "share": 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=Path("runs/demo-rwkv"))
-    options.add_argument(
-        "--full-size", action="store_true", help="the architecture of World 0.1B; takes 16 GB and time"
-    )
+    options.add_argument("--full-size", action="store_true", help="the architecture of World 0.1B; takes 6 GB")
     given = options.parse_args()
     begun = time.perf_counter()
     quiet()
