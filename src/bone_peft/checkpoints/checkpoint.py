@@ -17,8 +17,8 @@ from ..variants import Params, Variant
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes to write."""
 
-CHUNK = 4 * 2**20
-"""Elements that are merged at a time: few enough for memory to stay flat and to be used again, enough for all cores."""
+CHUNK = 2**19
+"""Elements that are merged at a time: few enough to stay in a core's cache from reading to rounding."""
 
 
 class Readable(Protocol):
@@ -87,7 +87,7 @@ class Edit:
 
     def _merged(self, weight: Tensor, span: tuple[int, int] | None) -> Tensor:
         if not self.adapters:
-            return weight.contiguous()
+            return weight
         stored = weight.T if self.transposed else weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # As several active adapters do: each stands on the weight that the one before has made. In place, as what was
@@ -96,8 +96,8 @@ class Edit:
         for variant, params in self.adapters:
             part = params if span is None else variant.rows(params, *span)
             merged += variant.delta_weight({name: tensor.to(dtype) for name, tensor in part.items()}, merged)
-        merged = merged.to(weight.dtype)
-        return (merged.T if self.transposed else merged).contiguous()
+        stored.copy_(merged)
+        return weight
 
 
 class Checkpoint(Protocol):

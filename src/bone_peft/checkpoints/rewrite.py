@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -17,7 +18,9 @@ from ..reading.stored import row_major
 from ..reading.torch_file import record_start
 from .checkpoint import Edit
 
-_BLOCK = 16 * 2**20
+# Bytes read or written at a time. Larger writes than this have the kernel look for large pages first, and can take
+# several times as long.
+_BLOCK = 256 * 2**10
 
 Added = Mapping[str, Tensor]
 
@@ -44,7 +47,8 @@ def rewrite_safetensors(
             if name in edits:
                 write_pieces(new, edits[name].pieces(stored), wrote)
             else:
-                _copy(old, new, stored.offset, stored.nbytes, wrote)
+                for block in _blocks(old, stored.offset, stored.nbytes):
+                    _write(new, block, wrote)
         write_pieces(new, added.values(), wrote)
         sync(new)
 
@@ -85,8 +89,18 @@ def rewrite_torch(source: TorchFile, out: Path, edits: Mapping[str, Edit], wrote
 
 def write_pieces(file: BinaryIO, pieces: Iterable[Tensor], wrote: Callable[[int], None]) -> None:
     """Write tensors, row-major, one after the other."""
-    for piece in pieces:
+    for piece in _ahead(pieces):
         _write(file, memoryview(as_bytes(piece).numpy()), wrote)  # type: ignore[arg-type]
+
+
+def _ahead(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same pieces, each computed while the one before is written."""
+    rest = iter(pieces)
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, rest, None)
+        while (piece := coming.result()) is not None:
+            coming = worker.submit(next, rest, None)
+            yield piece
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -100,27 +114,10 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _write(file: IO[bytes], block: memoryview | bytes, wrote: Callable[[int], None]) -> None:
-    file.write(block)
-    wrote(len(block))
-
-
-def _copy(old: BinaryIO, new: BinaryIO, offset: int, length: int, wrote: Callable[[int], None]) -> None:
-    new.flush()
-    end = offset + length
-    try:
-        # In the kernel where it can be, so that the bytes never come up here.
-        while offset < end and (
-            done := os.copy_file_range(old.fileno(), new.fileno(), min(_BLOCK, end - offset), offset)
-        ):
-            offset += done
-            wrote(done)
-    except (AttributeError, OSError):
-        # Not on this system, or not between these two: the loop below goes on, and meets what is a true error.
-        pass
-    new.seek(0, os.SEEK_END)
-    for block in _blocks(old, offset, end - offset):
-        _write(new, block, wrote)
+def _write(file: IO[bytes], data: memoryview | bytes, wrote: Callable[[int], None]) -> None:
+    for start in range(0, len(data), _BLOCK):
+        file.write(data[start : start + _BLOCK])
+    wrote(len(data))
 
 
 def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:

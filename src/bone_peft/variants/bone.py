@@ -68,7 +68,8 @@ class Bone(Variant):
         block = params["bone_block"]
         in_features = weight.shape[1]
         blocks = math.ceil(in_features / block.shape[0])
-        return block.T.repeat(1, blocks)[:, :in_features]
+        # Row-major first: read down its columns, a slice of a wide block takes ten times as long.
+        return block.T.contiguous().repeat(1, blocks)[:, :in_features]
 
     @classmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
