@@ -5,7 +5,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bone_peft.errors import BoneError
@@ -15,6 +15,19 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _FULL_TEXT = re.compile(
     rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed writing|unexpected pos \d+"
 )
+
+
+def check_free(target: Path, *, folder: bool, replace: bool) -> None:
+    """Raise a BoneError if something is at ``target`` that a folder (or else a file) may not or cannot replace."""
+    if not target.name:
+        raise BoneError(f"{target} is no name for what is to be written: choose another one.")
+    if not target.exists():
+        return
+    if not replace:
+        raise BoneError(f"{target} exists already; choose another name, or pass --force to replace it.")
+    if target.is_dir() != folder:
+        there, coming = ("a folder", "a file") if target.is_dir() else ("a file", "a folder")
+        raise BoneError(f"{target} is {there}, and {coming} is to be written there: choose another name.")
 
 
 @contextmanager
@@ -29,10 +42,8 @@ def whole_folder(target: str | Path, *, replace: bool = False) -> Iterator[Path]
         BoneError: ``target`` exists and ``replace`` is false, or the disk is full.
     """
     target = Path(target)
-    if not replace and target.exists():
-        raise BoneError(f"{target} exists already; choose another folder, or pass --force to replace it.")
-    with full_disk_is_explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    check_free(target, folder=True, replace=replace)
+    with full_disk_is_explained(target), _parents_of(target):
         staging = _sibling(target)
         try:
             staging.mkdir()
@@ -46,8 +57,8 @@ def whole_folder(target: str | Path, *, replace: bool = False) -> Iterator[Path]
 def whole_file(target: str | Path) -> Iterator[Path]:
     """Yield a sibling path of ``target``; the file written there replaces ``target`` if the block ends well."""
     target = Path(target)
-    with full_disk_is_explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    check_free(target, folder=False, replace=True)
+    with full_disk_is_explained(target), _parents_of(target):
         staging = _sibling(target)
         try:
             yield staging
@@ -81,6 +92,19 @@ def is_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def _parents_of(target: Path) -> Iterator[None]:
+    """Make the folders above ``target``, and take them away again if nothing came into them."""
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _sibling(target: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import BoneError
+from ..files import check_free
 from . import bone, lora, miss, rwkv
 from .adapter import Adapter, ShapeOf
 from .format import Format
@@ -48,6 +49,5 @@ def write_adapter(adapter: Adapter, to: str, out: str | Path, *, force: bool = F
     if to not in FORMATS:
         raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
     out = Path(out)
-    if out.exists() and not force:
-        raise BoneError(f"{out} exists already; choose another name, or pass --force to replace it.")
+    check_free(out, folder=to != "rwkv", replace=force)
     FORMATS[to].write(adapter, out)

@@ -9,6 +9,7 @@ from typing import Any
 from ..adapters import FORMATS, Adapter, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import BoneError
+from ..files import check_free
 from .live import LiveBase, adapter_of
 from .lora import exact, nearest, one_rank
 
@@ -73,8 +74,7 @@ def convert(
     """
     if to not in FORMATS:
         raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
-    if Path(out).exists() and not force:
-        raise BoneError(f"{out} exists already; choose another name, or pass --force to replace it.")
+    check_free(Path(out), folder=to != "rwkv", replace=force)
     found: Adapter
     at: Checkpoint | LiveBase | None
     if isinstance(adapter, (str, Path)):

@@ -17,7 +17,7 @@ from ..adapters import read_adapter
 from ..checkpoints import Checkpoint, Progress, open_checkpoint
 from ..checkpoints.rwkv import RwkvCheckpoint
 from ..errors import BoneError
-from ..files import whole_file, whole_folder
+from ..files import check_free, whole_file, whole_folder
 from .plan import Weighted, plan
 
 
@@ -67,8 +67,7 @@ def merge(
     """
     start = time.perf_counter()
     out = Path(out)
-    if out.exists() and (not force or out.is_dir() != (out.suffix != ".pth")):
-        raise BoneError(f"{out} exists already; choose another name, or pass --force to replace it.")
+    check_free(out, folder=out.suffix != ".pth", replace=force)
     given = _given([adapters] if isinstance(adapters, (str, Path)) else adapters, weights)
     checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)
     edits = plan(checkpoint, given)
