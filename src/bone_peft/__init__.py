@@ -1,10 +1,12 @@
 """Bone: block-affine fine-tuning of language models. Importing it makes Bone a PEFT method."""
 
+# The function takes the place of its package as an attribute here; the package can still be imported from.
+from .convert import convert
 from .errors import BoneError
 from .tuner import BoneConfig, BoneLayer, BoneLinear, BoneModel
 from .tuner.register import register
 
-__all__ = ["BoneConfig", "BoneError", "BoneLayer", "BoneLinear", "BoneModel"]
+__all__ = ["BoneConfig", "BoneError", "BoneLayer", "BoneLinear", "BoneModel", "convert"]
 __version__ = "0.1.0"
 
 register()

@@ -6,6 +6,7 @@ from peft import LoraConfig, MissConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import bone_peft
 from bone_peft import BoneError
 from bone_peft.adapters import read_adapter
 from bone_peft.convert import convert
@@ -96,6 +97,12 @@ def test_a_live_model_as_lora_in_peft(tmp_path, variant, model, targets):
     found = PeftModel.from_pretrained(tuned.unload(), tmp_path / "lora").eval()
     assert isinstance(found.peft_config["default"], LoraConfig)
     torch.testing.assert_close(found(x).logits, want, **EXACT)
+
+
+def test_the_package_itself_converts(tmp_path):
+    tuned = randomize(get_peft_model(llama(), config_for("bone")))
+    assert bone_peft.convert(tuned, "miss", tmp_path / "miss").exact
+    assert bone_peft.convert(tmp_path / "miss", "bone", tmp_path / "bone").exact
 
 
 def test_one_rank_for_engines_that_know_of_one_only(tmp_path):
