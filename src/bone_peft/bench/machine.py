@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _arguments() -> list[str]:
-    """The command's own arguments, without the place that it was started from."""
+    """The command's own arguments, without places on the machine."""
     for number, word in enumerate(sys.argv):
         if word in ("train", "infer"):
-            return sys.argv[number:]
+            return [Path(word).name if word.startswith("/") else word for word in sys.argv[number:]]
     return []
 
 

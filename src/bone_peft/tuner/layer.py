@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import BoneError
+from ..ops.dispatch import computing_dtype
 from ..variants import Below, Params, Variant, parameter_names
 from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
@@ -304,14 +305,29 @@ class BoneLinear(nn.Module, BoneLayer):
             )
         if self.merged:
             raise BoneError("adapter_names cannot be used while adapters are merged: call unmerge_adapter() first.")
-        y: Tensor | None = None
-        for name in dict.fromkeys(row_adapters):
-            rows = torch.tensor([i for i, row in enumerate(row_adapters) if row == name], device=x.device)
-            part = self._forward_with([] if name == BASE else [name], x[rows], *args, **kwargs)
-            if y is None:
-                y = part.new_empty(len(x), *part.shape[1:])
-            y = y.index_copy(0, rows, part)
-        return x.new_empty(0) if y is None else y
+        places = {
+            name: torch.tensor([i for i, row in enumerate(row_adapters) if row == name], device=x.device)
+            for name in dict.fromkeys(row_adapters)
+        }
+        adapted = {name: rows for name, rows in places.items() if name in self.bone_variant}
+        additions = {name: self._addition(name, x[rows]) for name, rows in adapted.items()}
+        if not any(addition is None for addition in additions.values()):
+            # The frozen layer runs once for all rows.
+            y = self._forward_with([], x, *args, **kwargs)
+            for name, addition in additions.items():
+                y = y.index_add(0, adapted[name], addition.to(y.dtype))
+            return y
+        parts = [self._forward_with([name], x[rows], *args, **kwargs) for name, rows in places.items()]
+        order = torch.argsort(torch.cat(list(places.values())))
+        return torch.cat(parts)[order]
+
+    def _addition(self, adapter_name: str, x: Tensor) -> Any:
+        """What one adapter adds to the output, or ``None`` where it takes the frozen layer, or dropout, to tell."""
+        if self.training and adapter_name in self.bone_dropout:
+            return None
+        dtype = computing_dtype(x)
+        params = {name: tensor.to(dtype) for name, tensor in self._scaled(adapter_name).items()}
+        return self.bone_variant[adapter_name].addition(x.to(dtype), params)
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)

@@ -138,6 +138,11 @@ class Variant(ABC):
         """
 
     @classmethod
+    def addition(cls, x: Tensor, params: Params) -> Tensor | None:
+        """``dW x (..., out)`` for ``x (..., in)``, or ``None`` where that takes the frozen weight or layer."""
+        return None
+
+    @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:
         """:meth:`forward` by way of ``bone_peft.ops``, or ``None`` where that has nothing faster.
 

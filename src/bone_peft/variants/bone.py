@@ -72,10 +72,13 @@ class Bone(Variant):
         return block.T.contiguous().repeat(1, blocks)[:, :in_features]
 
     @classmethod
-    def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
+    def addition(cls, x: Tensor, params: Params) -> Tensor:
         block = params["bone_block"]
-        s = block_sum(dropout(x) if dropout else x, block.shape[0])
-        return below.output(x) + s @ block
+        return block_sum(x, block.shape[0]) @ block
+
+    @classmethod
+    def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
+        return below.output(x) + cls.addition(dropout(x) if dropout else x, params)
 
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:

@@ -82,9 +82,12 @@ class Bottleneck(Variant):
         return params["bone_up"] @ params["bone_down"]
 
     @classmethod
+    def addition(cls, x: Tensor, params: Params) -> Tensor:
+        return F.linear(F.linear(x, params["bone_down"]), params["bone_up"])
+
+    @classmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
-        hidden = F.linear(dropout(x) if dropout else x, params["bone_down"])
-        return below.output(x) + F.linear(hidden, params["bone_up"])
+        return below.output(x) + cls.addition(dropout(x) if dropout else x, params)
 
     @classmethod
     def lora_factors(cls, params: Params, in_features: int) -> tuple[Tensor, Tensor]:
