@@ -1,9 +1,11 @@
 """Memory and time of the streaming merge, against a plain copy and against loading the model.
 
-    python benchmarks/streaming_merge.py FOLDER [--layers 20] [--variant bone] [--repeats 2] [--no-load]
+    python benchmarks/streaming_merge.py FOLDER [--layers 20] [--variant bone] [--repeats 3] [--cold] [--no-load]
 
 Makes a model of random bf16 weights (Llama-2-7B's shape with fewer layers, 8.6 GB at 20) and an adapter in FOLDER, then
-runs each contestant in a process of its own, in turns. Prints JSON. FOLDER needs three times the model's size.
+runs each contestant in a process of its own, in turns (loading once). All of them end when their output is on the disk.
+Before each run the base is read into the page cache, or with --cold dropped from it. Prints JSON. FOLDER needs three
+times the model's size.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -32,8 +35,9 @@ def main(
     folder: Path,
     layers: int = 20,
     variant: str = "bone",
-    repeats: int = 2,
+    repeats: int = 3,
     load: bool = True,
+    cold: bool = False,
     only: str = typer.Option("", hidden=True),
 ) -> None:
     if only:
@@ -44,19 +48,42 @@ def main(
     _make_adapter(folder, variant)
     shards = sorted((folder / "base").glob("*.safetensors"))
     base_bytes = sum(shard.stat().st_size for shard in shards)
-    runs = []
+    runs: list[dict] = []
     for turn in range(repeats):
         for name in ("copy", "stream", *(["load"] if load and turn == 0 else [])):
             shutil.rmtree(folder / "out", ignore_errors=True)
+            for shard in shards:
+                _drop(shard) if cold else _read(shard)
             done = subprocess.run(
                 [sys.executable, __file__, str(folder), "--only", name], check=True, capture_output=True, text=True
             )
-            runs.append(json.loads(done.stdout.splitlines()[-1]) | {"load_average": os.getloadavg()[0]})
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(runs[-1], file=sys.stderr)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    largest = 2 * 32000 * 4096
-    limit = 2**30 + 4 * max(largest, 2 * 4096 * 11008)
-    print(json.dumps({"variant": variant, "base_bytes": base_bytes, "memory_limit": limit, "runs": runs}, indent=1))
+    largest = max(2 * 32000 * 4096, 2 * 4096 * 11008)
+    seconds = {
+        name: statistics.median(run["seconds"] for run in runs if run["what"] == name) for name in ("copy", "stream")
+    }
+    found = {
+        "variant": variant,
+        "base_bytes": base_bytes,
+        "base_in_page_cache": not cold,
+        "memory_limit_gib": round(1 + 4 * largest / 2**30, 3),
+        "stream_over_copy": round(seconds["stream"] / seconds["copy"], 2),
+        "runs": runs,
+    }
+    print(json.dumps(found, indent=1))
+
+
+def _read(file: Path) -> None:
+    with open(file, "rb", buffering=0) as shard:
+        while shard.read(2**20):
+            pass
+
+
+def _drop(file: Path) -> None:
+    with open(file, "rb") as shard:
+        os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _timed(name: str, folder: Path) -> None:
@@ -85,9 +112,10 @@ def _copy(folder: Path) -> None:
 
 
 def _stream(folder: Path) -> None:
-    from bone_peft.merging import merge
+    from bone_peft.cli.main import app
 
-    merge(str(folder / "base"), [folder / "adapter"], folder / "out")
+    names = ("--base", folder / "base", "--adapter", folder / "adapter", "--out", folder / "out")
+    app(["merge", *map(str, names)], standalone_mode=False)
 
 
 def _load(folder: Path) -> None:

@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from bone_peft import BoneError, BoneLayer
 from bone_peft.checkpoints import checkpoint
-from bone_peft.checkpoints.checkpoint import Edit
-from bone_peft.checkpoints.gguf import Held
+from bone_peft.checkpoints.checkpoint import Edit, Held
 from bone_peft.merging import merge
 from bone_peft.variants import VARIANTS
 from tests.models import ALL_VARIANTS, config_for, gpt2, llama, opt, randomize, tokens

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isfinite, lcm
 from pathlib import Path
@@ -19,6 +22,9 @@ Progress = Callable[[int, int], None]
 
 CHUNK = 2**19
 """Elements that are merged at a time: few enough to stay in a core's cache from reading to rounding."""
+
+# More would wait for the disk, and hold memory.
+_CORES = min(os.cpu_count() or 1, 8)
 
 
 class Readable(Protocol):
@@ -39,6 +45,31 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
+class Held:
+    """A tensor in memory, to be edited like one in a file."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def read(self) -> Tensor:
+        return self.tensor.clone()
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.tensor[start:stop].clone()
+
+
+@dataclass(frozen=True)
 class Edit:
     """What a stored weight becomes.
 
@@ -52,9 +83,10 @@ class Edit:
     replacement: Tensor | None = None
     transposed: bool = False
 
-    @torch.no_grad()
     def pieces(self, stored: Readable) -> Iterator[Tensor]:
         """The new weight in row-major pieces, in the stored type. Computed in float32, rounded once.
+
+        Each core computes a piece of its own, and they are a little ahead of what is taken.
 
         Raises:
             BoneError: if the new weight holds NaN or infinity.
@@ -64,21 +96,31 @@ class Edit:
                 f"The adapter brings a weight of shape {tuple(self.replacement.shape)} where the base has "
                 f"{tuple(stored.shape)}: resize the base's vocabulary first."
             )
-        dtype = stored.dtype or torch.float32
         rows = stored.shape[0] if stored.shape else 1
         step = rows if self.transposed or len(stored.shape) != 2 else self._step(stored.shape[1])
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            if self.replacement is not None:
-                piece = self.replacement[start:stop] if self.replacement.ndim else self.replacement
-                piece = piece.to(dtype, copy=True)
-            else:
-                piece = stored.read_rows(start, stop) if step < rows else stored.read()
-            piece = self._merged(piece, None if step >= rows else (start, stop))
-            # Five times faster than isfinite(): both ends of the range say it, NaN included.
-            if piece.numel() and not all(map(isfinite, map(float, piece.aminmax()))):
-                raise BoneError("Merging gives NaN or infinity, so nothing was written: the adapter is broken.")
-            yield piece
+        spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        coming: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(_CORES) as cores:
+            for span in spans:
+                coming.append(cores.submit(self._piece, stored, span, len(spans) == 1))
+                if len(coming) > _CORES:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+    @torch.no_grad()
+    def _piece(self, stored: Readable, span: tuple[int, int], whole: bool) -> Tensor:
+        start, stop = span
+        if self.replacement is not None:
+            piece = self.replacement[start:stop] if self.replacement.ndim else self.replacement
+            piece = piece.to(stored.dtype or torch.float32, copy=True)
+        else:
+            piece = stored.read() if whole else stored.read_rows(start, stop)
+        piece = self._merged(piece, None if whole else span)
+        # Five times faster than isfinite(): both ends of the range say it, NaN included.
+        if piece.numel() and not all(map(isfinite, map(float, piece.aminmax()))):
+            raise BoneError("Merging gives NaN or infinity, so nothing was written: the adapter is broken.")
+        return piece
 
     def _step(self, columns: int) -> int:
         """Rows of a piece; a piece ends where a block of every adapter ends."""

@@ -18,7 +18,7 @@ from ..errors import BoneError
 from ..reading.names import brief
 from ..reading.safetensors_file import header_bytes
 from . import outline
-from .checkpoint import Edit, Progress
+from .checkpoint import Edit, Held, Progress
 from .rewrite import sync, write_pieces
 
 SHARD_BYTES = 5 * 10**9
@@ -52,31 +52,6 @@ class GgufTensor:
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         return self.read()[start:stop]
-
-
-@dataclass(frozen=True)
-class Held:
-    """A tensor in memory, to be edited like one in a file."""
-
-    tensor: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
-
-    def read(self) -> Tensor:
-        return self.tensor.clone()
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.tensor[start:stop].clone()
 
 
 class _Named:

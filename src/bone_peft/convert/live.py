@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..adapters.peft_folder import PREFIX, split
-from ..checkpoints.gguf import Held
+from ..checkpoints.checkpoint import Held
 from ..errors import BoneError
 from ..tuner import BoneConfig, BoneLayer
 from ..variants import parameter_names
