@@ -74,6 +74,13 @@ def test_empty_data(plain_base, tmp_path):
     refused(bone("eval", "--base", plain_base, "--data", tmp_path / "none.jsonl"), "empty")
 
 
+def test_a_base_without_a_tokenizer(plain_base, tmp_path):
+    copy = shutil.copytree(plain_base, tmp_path / "mute")
+    for file in copy.glob("*token*"):
+        file.unlink()
+    refused(bone("generate", "--base", copy, "2+2="), "holds no tokenizer")
+
+
 def copy_of(adapter, folder):
     return shutil.copytree(adapter, folder / "copy")
 

@@ -77,5 +77,6 @@ def _quantization(quantize: str, dtype: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    """As the end of a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(" :;,.") + "." if lines else f"{type(error).__name__}."

@@ -22,5 +22,12 @@ def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
         )
     if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
         raise BoneError(f"There is no base model at {base!r}; give a model folder, a .gguf file or a hub name.")
-    model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-    return model, AutoTokenizer.from_pretrained(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except Exception as error:
+        if folder.is_dir() and not list(folder.glob("*token*")):
+            raise BoneError(
+                f"{base!r} holds no tokenizer: save one there, with the tokenizer's save_pretrained()."
+            ) from error
+        raise
+    return AutoModelForCausalLM.from_pretrained(base, **kwargs), tokenizer

@@ -70,14 +70,14 @@ def estimate(
         length=length,
         memory=memory,
     )
+    if chart is not None:
+        write_chart(found, chart)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         console = Console()
         console.print(_table(found))
         console.print(_advice(found), highlight=False)
-    if chart is not None:
-        write_chart(found, chart)
 
 
 def _table(found: "Estimate") -> Table:

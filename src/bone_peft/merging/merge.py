@@ -111,7 +111,7 @@ def _check_space(checkpoint: Checkpoint, out: Path) -> None:
     free = shutil.disk_usage(parent).free
     if free < checkpoint.nbytes:
         raise BoneError(
-            f"{out} needs {checkpoint.nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB left: free some "
+            f"{out} needs {checkpoint.nbytes / 1e6:,.1f} MB and {parent} has {free / 1e6:,.1f} MB left: free some "
             "space, or write elsewhere."
         )
 
