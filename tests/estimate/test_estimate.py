@@ -81,7 +81,7 @@ def test_a_size_that_does_not_divide(tmp_path):
 
 @pytest.mark.parametrize("variant", ["bone", "bottleneck"])
 def test_memory_is_what_autograd_keeps(variant, monkeypatch):
-    """Against a real step, whose saved tensors are counted: the estimate is on the safe side, by less than a fifth."""
+    """Against a real step, whose saved tensors are counted: the estimate is on the safe side, by a fiftieth at most."""
     # The estimate takes the plain path, which keeps a little more than the fast ones.
     monkeypatch.setattr("bone_peft.ops.dispatch.forced", "plain")
     config = config_for(variant)
@@ -103,7 +103,7 @@ def test_memory_is_what_autograd_keeps(variant, monkeypatch):
     for tensor in (*model.parameters(), *model.buffers()):
         kept.pop(tensor.untyped_storage()._cdata, None)
     measured = sum(storage.nbytes() for storage in kept.values())
-    assert measured <= guess <= 1.2 * measured
+    assert measured <= guess <= 1.02 * measured
 
 
 def test_70b_takes_no_memory():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import get_peft_model
@@ -38,8 +39,10 @@ def saved_bytes(model: nn.Module, config: Any, adapter_dtype: torch.dtype, batch
         kept[storage._cdata] = storage
         return tensor
 
+    # Transformers looks at values for where sequences begin; without, it would keep masks, and heads repeated for them.
+    one_sequence_a_row = patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
     try:
-        with FakeTensorMode(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        with FakeTensorMode(), one_sequence_a_row, saved_tensors_hooks(keep, lambda tensor: tensor):
             _fake(model, adapter_dtype)
             hidden: int = model.get_input_embeddings().embedding_dim  # type: ignore[operator]
             dtype = next(model.parameters()).dtype
