@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import warnings
+from functools import partial
 
 from bone_peft.files import is_full_disk
 
@@ -25,9 +26,12 @@ def quiet() -> None:
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     if "transformers" in sys.modules:  # too late for its environment variables
+        from transformers import modeling_gguf_pytorch_utils as gguf
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+        # The reader of GGUF files has a bar that asks nobody.
+        gguf.tqdm = partial(gguf.tqdm, disable=True)
     if "datasets" in sys.modules:
         from datasets import disable_progress_bars
 
