@@ -20,6 +20,13 @@ def assert_equal(a, b) -> None:
     assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def fill(model, prefix, std):
+    """Random values for the trained tensors of PEFT's own methods."""
+    for name, parameter in model.named_parameters():
+        if prefix in name:
+            torch.nn.init.normal_(parameter, std=std)
+
+
 def logits(base, adapter, x) -> torch.Tensor:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()(x).logits
 
@@ -68,9 +75,7 @@ def test_older_rwkv_names(tmp_path, fixtures):
 def test_miss_of_todays_peft(tmp_path, init_weights):
     config = MissConfig(r=8, init_weights=init_weights, mini_r=4, target_modules=LLAMA_LINEARS, task_type="CAUSAL_LM")
     model = get_peft_model(llama(), config).eval()
-    for name, parameter in model.named_parameters():
-        if "miss_" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    fill(model, "miss_", 0.05)
     x = tokens()
     want = model(x).logits
     model.save_pretrained(tmp_path / "miss")
@@ -119,9 +124,7 @@ def test_one_rank_for_engines_that_know_of_one_only(tmp_path):
 def test_lora_with_scaling_becomes_bottleneck(tmp_path):
     config = LoraConfig(r=4, lora_alpha=6, rank_pattern={"v_proj": 2}, target_modules=["q_proj", "v_proj"])
     tuned = get_peft_model(llama(), config).eval()
-    for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    fill(tuned, "lora_", 0.1)
     x = tokens()
     want = tuned(x).logits
     tuned.save_pretrained(tmp_path / "lora")

@@ -40,14 +40,22 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     )
 
 
+def format_for(to: str, out: str | Path, *, force: bool = False) -> Format:
+    """The format of that name, if it may be written to ``out``.
+
+    Raises:
+        BoneError: no such format, or ``out`` is in the way.
+    """
+    if to not in FORMATS:
+        raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
+    check_free(Path(out), folder=FORMATS[to].is_folder, replace=force)
+    return FORMATS[to]
+
+
 def write_adapter(adapter: Adapter, to: str, out: str | Path, *, force: bool = False) -> None:
     """Write an adapter in a format. ``out`` appears when it is whole.
 
     Raises:
         BoneError: no such format, the format cannot hold this adapter, or ``out`` exists.
     """
-    if to not in FORMATS:
-        raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
-    out = Path(out)
-    check_free(out, folder=to != "rwkv", replace=force)
-    FORMATS[to].write(adapter, out)
+    format_for(to, out, force=force).write(adapter, Path(out))

@@ -19,6 +19,7 @@ class Format:
         recognizes: whether a path looks like this format; a glance, no check.
         read: the adapter in a path. Raises BoneError for whatever is unsound.
         write: an adapter into a path, whole or not at all. Raises BoneError if the format cannot hold it.
+        is_folder: whether an adapter is a folder in this format, or else a single file.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Format:
     recognizes: Callable[[Path], bool]
     read: Callable[[Path], Adapter]
     write: Callable[[Adapter, Path], None]
+    is_folder: bool = True

@@ -63,4 +63,4 @@ def write(adapter: Adapter, path: Path) -> None:
         torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
-RWKV = Format("rwkv", "RWKV-PEFT file", recognizes, read, write)
+RWKV = Format("rwkv", "RWKV-PEFT file", recognizes, read, write, is_folder=False)

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters import FORMATS, Adapter, read_adapter, write_adapter
+from ..adapters import Adapter, format_for, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import BoneError
-from ..files import check_free
 from .live import LiveBase, adapter_of
 from .lora import exact, nearest, one_rank
 
@@ -72,9 +71,8 @@ def convert(
     Raises:
         BoneError: unsound input, a base missing, a format that cannot hold the adapter.
     """
-    if to not in FORMATS:
-        raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
-    check_free(Path(out), folder=to != "rwkv", replace=force)
+    # Said before the work; writing asks again.
+    format_for(to, out, force=force)
     found: Adapter
     at: Checkpoint | LiveBase | None
     if isinstance(adapter, (str, Path)):
