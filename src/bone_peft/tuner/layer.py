@@ -134,9 +134,8 @@ class BoneLayer(BaseTunerLayer):
 
     def _scaled(self, adapter_name: str) -> Params:
         variant, scale = self.bone_variant[adapter_name], self.bone_scaling[adapter_name]
-        holders = [getattr(self, name) for name in variant.parameters]
-        with onloaded(*holders):
-            params = {name: holder[adapter_name] for name, holder in zip(variant.parameters, holders, strict=True)}
+        with onloaded(*(getattr(self, name) for name in variant.parameters)):
+            params = self._parameters_of(adapter_name)
         return params if scale == 1 else variant.scaled(params, scale)
 
     # Weight
@@ -310,21 +309,21 @@ class BoneLinear(nn.Module, BoneLayer):
             for name in dict.fromkeys(row_adapters)
         }
         adapted = {name: rows for name, rows in places.items() if name in self.bone_variant}
-        additions = {name: self._addition(name, x[rows]) for name, rows in adapted.items()}
-        if not any(addition is None for addition in additions.values()):
+        if all(self._only_adds(name) for name in adapted):
             # The frozen layer runs once for all rows.
             y = self._forward_with([], x, *args, **kwargs)
-            for name, addition in additions.items():
-                y = y.index_add(0, adapted[name], addition.to(y.dtype))
+            for name, rows in adapted.items():
+                y = y.index_add(0, rows, self._addition(name, x[rows]).to(y.dtype))
             return y
         parts = [self._forward_with([name], x[rows], *args, **kwargs) for name, rows in places.items()]
         order = torch.argsort(torch.cat(list(places.values())))
         return torch.cat(parts)[order]
 
-    def _addition(self, adapter_name: str, x: Tensor) -> Any:
-        """What one adapter adds to the output, or ``None`` where it takes the frozen layer, or dropout, to tell."""
-        if self.training and adapter_name in self.bone_dropout:
-            return None
+    def _only_adds(self, adapter_name: str) -> bool:
+        drops = self.training and adapter_name in self.bone_dropout
+        return self.bone_variant[adapter_name].adds and not drops
+
+    def _addition(self, adapter_name: str, x: Tensor) -> Tensor:
         dtype = computing_dtype(x)
         params = {name: tensor.to(dtype) for name, tensor in self._scaled(adapter_name).items()}
         return self.bone_variant[adapter_name].addition(x.to(dtype), params)

@@ -56,6 +56,8 @@ class Variant(ABC):
         options: the fields of ``BoneConfig`` that belong to this variant, with their defaults.
         size_field: the option that sets the size of the tensors, and that ``rank_pattern`` overrides by module.
         dropout_field: the option that holds the dropout probability.
+        adds: whether the variant adds to the frozen layer's output without a look at its weight; then it has
+            :meth:`addition`.
     """
 
     name: ClassVar[str]
@@ -63,6 +65,7 @@ class Variant(ABC):
     options: ClassVar[dict[str, Any]] = {"r": 64, "bone_dropout": 0.0}
     size_field: ClassVar[str] = "r"
     dropout_field: ClassVar[str] = "bone_dropout"
+    adds: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -138,9 +141,9 @@ class Variant(ABC):
         """
 
     @classmethod
-    def addition(cls, x: Tensor, params: Params) -> Tensor | None:
-        """``dW x (..., out)`` for ``x (..., in)``, or ``None`` where that takes the frozen weight or layer."""
-        return None
+    def addition(cls, x: Tensor, params: Params) -> Tensor:
+        """``dW x (..., out)`` for ``x (..., in)``, of variants that only add."""
+        raise NotImplementedError(f"{cls.name} takes the frozen layer to tell")
 
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:

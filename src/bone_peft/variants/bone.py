@@ -38,6 +38,7 @@ class Bone(Variant):
     """
 
     name = "bone"
+    adds = True
 
     @classmethod
     def selected_by(cls, config: Any) -> bool:

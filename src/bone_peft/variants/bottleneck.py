@@ -20,6 +20,7 @@ class Bottleneck(Variant):
     """
 
     name = "bottleneck"
+    adds = True
     parameters = ("bone_down", "bone_up")
     options = {"bottleneck_size": None, "bottleneck_alpha": 1.0, "bottleneck_dropout": 0.0}
     size_field = "bottleneck_size"
