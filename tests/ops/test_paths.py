@@ -6,8 +6,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bone_peft.errors import BoneError
 from bone_peft.ops import bone, dispatch
+from bone_peft.ops.product import product
 
-from .layers import DEVICE, KERNELS, PATHS, Case, assert_as_good_as, gradients, path
+from .layers import DEVICE, HALF, KERNELS, PATHS, Case, assert_as_good_as, distance, gradients, path
 
 VARIANTS = ["bone", "bat", "bat-input"]
 SHAPES = [("bone", (96, 64), 16), ("bone", (100, 72), 16), ("bone", (40, 24), 48), ("bat", (96, 64), 16)]
@@ -155,3 +156,17 @@ def test_few_tokens_on_a_gpu_go_by_native_autograd(features, hooked, monkeypatch
     check(case, None)
     across = torch.randn(features[0], 11, 3).to(dtype=torch.bfloat16, device=DEVICE).permute(2, 1, 0).requires_grad_()
     check(case, None, x=across)
+
+
+@pytest.mark.skipif(not KERNELS, reason="needs a GPU, or Triton's interpreter")
+@pytest.mark.parametrize("tokens", [2048, 2100])
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "onto bias and y"])
+def test_many_tokens_on_triton(tokens, more):
+    """From 2048 tokens on, a program goes through several tiles of them."""
+    s, block = torch.randn(tokens, 16, device=DEVICE).to(HALF), torch.randn(16, 24, device=DEVICE)
+    bias, y = (torch.randn(*size, device=DEVICE).to(HALF) if more else None for size in [(24,), (tokens, 24)])
+    with path("triton"):
+        found, rounded = product(s, block, bias, y)
+    exact = s.double() @ block.to(HALF).double() + sum(t.double() for t in (bias, y) if t is not None)
+    assert torch.equal(rounded, block.to(HALF))
+    assert found.shape == exact.shape and distance(found, exact) < torch.finfo(HALF).eps
