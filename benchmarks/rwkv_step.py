@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -50,7 +50,7 @@ class Runner:
 
 def main(
     size: str = "0.1B",
-    what: list[str] = typer.Option(["bone"]),  # noqa: B008
+    what: Annotated[list[str], typer.Option()] = ["bone"],  # noqa: B006 - typer copies it
     r: int = 64,
     batch: int = 4,
     length: int = 512,
