@@ -4,8 +4,8 @@
 
 Weights are random, in bf16; adapters are float32. The contestants take turns, with and without gradient checkpointing;
 a step is forward, backward and AdamW. ``recurrence`` is what the recurrence alone takes, forward and backward, in all
-layers, also with the kernels of ``flash-linear-attention`` (on a GPU, if ``fla-core`` is installed). Needs neither data
-nor network. Prints JSON.
+layers: as matrix products, and by the kernels of ``flash-linear-attention`` (on a GPU, if ``fla-core`` is installed;
+the steps take them too then). Needs neither data nor network. Prints JSON.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from statistics import median
+from time import perf_counter
 from typing import Annotated, Any
 
 import torch
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from bone_peft.bench.contestants import FLOOR, Setting, contestant
 from bone_peft.bench.machine import timed
 from bone_peft.rwkv.fresh import fresh_model
+from bone_peft.rwkv.kernels import kernels, take
 from bone_peft.rwkv.names import TARGETS
-from bone_peft.rwkv.recurrence import recurrence
+from bone_peft.rwkv.recurrence import recurrence as products
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "layers": 2, "vocab_size": 512},
@@ -162,8 +163,8 @@ def _summary(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
 def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, float]]:
     """Ours and, if it is there, flash-linear-attention's, on values of the types that they have in a bf16 model.
 
-    ``ms`` is of all layers, forward and backward; ``difference`` is how far output and gradients are from ours in
-    float32 at most, relative to their norms.
+    ``ms`` is of all layers, forward and backward; ``first_s`` is what the first call takes, in which Triton compiles
+    and tunes; ``difference`` is how far output and gradients are from ours in float32 at most, relative to their norms.
     """
     heads, width = config.num_heads, config.head_dim
     r, k, v, a, b = (
@@ -180,28 +181,21 @@ def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, fl
         y, _ = function(*values, state, mask)
         return [y, *torch.autograd.grad(y, values, v.to(y.dtype))]
 
-    expected = run(recurrence, exact)
-    functions = {"ours": recurrence} | ({"flash-linear-attention": _fla} if _has_fla(ids.device) else {})
+    expected = run(products, exact)
+    functions = {"products": products} | ({"flash-linear-attention": kernels} if take(low[3]) else {})
     result = {}
     for name, function in functions.items():
+        begun = perf_counter()
         found = run(function, low)
+        largest = max(float((x.float() - y).norm() / y.norm()) for x, y in zip(found, expected, strict=True))
+        first = perf_counter() - begun
         spans = timed(lambda function=function: run(function, low), ids.device.type, steps + 2)[2:]
-        pairs = zip(found, expected, strict=True)
         result[name] = {
             "ms": round(config.num_hidden_layers * median(spans), 2),
-            "difference": max(float((x.float() - y).norm() / y.norm()) for x, y in pairs),
+            "first_s": round(first, 1),
+            "difference": largest,
         }
     return result
-
-
-def _has_fla(device: torch.device) -> bool:
-    return device.type == "cuda" and find_spec("fla") is not None
-
-
-def _fla(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, mask: Tensor) -> Any:
-    from fla.ops.rwkv7 import chunk_rwkv7
-
-    return chunk_rwkv7(r, w.log(), k, v, a, b, scale=1.0, initial_state=state, output_final_state=True)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from bone_peft.rwkv.recurrence import recurrence, token_shift
 HEADS, WIDTH = 2, 8
 
 
-def inputs(batch: int, time: int, dtype=torch.float64, *, hard: bool = False) -> list[torch.Tensor]:
-    r, k, v, decay, direction = (torch.randn(batch, time, HEADS, WIDTH, dtype=torch.float64) for _ in range(5))
+def inputs(batch: int, time: int, dtype=torch.float64, *, hard: bool = False, width=WIDTH) -> list[torch.Tensor]:
+    r, k, v, decay, direction = (torch.randn(batch, time, HEADS, width, dtype=torch.float64) for _ in range(5))
     # ``hard``: the fastest decay that RWKV-7 can have, in every channel.
     w = torch.exp(-(torch.e**-0.5) * (torch.ones_like(decay) if hard else torch.sigmoid(3 * decay)))
     direction = F.normalize(direction, dim=-1)
-    rate = torch.rand(batch, time, HEADS, WIDTH, dtype=torch.float64)
-    state = torch.randn(batch, HEADS, WIDTH, WIDTH, dtype=torch.float64)
+    rate = torch.rand(batch, time, HEADS, width, dtype=torch.float64)
+    state = torch.randn(batch, HEADS, width, width, dtype=torch.float64)
     return [x.to(dtype).requires_grad_() for x in (r, w, k, v, -direction, direction * rate, state)]
 
 

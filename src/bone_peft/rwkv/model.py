@@ -1,7 +1,8 @@
 """``RwkvForCausalLM``: the model of ``rwkv7-hf``, made for training.
 
 That package is written to be read and to give the same bits whatever the batch: it walks token by token, and pads every
-matrix product. Here the same architecture runs on :mod:`bone_peft.rwkv.recurrence` and plain ``nn.Linear``.
+matrix product. Here the same architecture runs on :mod:`bone_peft.rwkv.recurrence`, or on
+:mod:`bone_peft.rwkv.kernels`, and plain ``nn.Linear``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .recurrence import recurrence, token_shift
+from .kernels import recurrence
+from .recurrence import token_shift
 
 
 class RwkvForCausalLM(RWKV7ForCausalLM):

@@ -1,0 +1,60 @@
+"""The time mixing of RWKV-7 by the Triton kernels of ``flash-linear-attention``, where a GPU and they are there."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..ops import dispatch
+from .recurrence import CHUNK
+from .recurrence import recurrence as products
+
+SLOWEST = -math.exp(-0.5)
+"""RWKV-7's decay is ``exp(SLOWEST * sigmoid(...))``: its logarithm is never below. The kernels choose larger chunks for
+knowing it."""
+
+
+def recurrence(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`bone_peft.rwkv.recurrence.recurrence`, by the kernels if they take it."""
+    return (kernels if take(v) else products)(r, w, k, v, a, b, state, mask)
+
+
+def take(v: Tensor) -> bool:
+    """Whether the kernels compute ``v (batch, time, heads, V)``: on a GPU, in half precision, and more than a token or
+    two. ``BONE_PEFT_PATH`` of ``plain`` or ``torch`` keeps them out."""
+    return (
+        v.is_cuda
+        and v.dtype in (torch.bfloat16, torch.float16)
+        and v.shape[1] >= CHUNK
+        and dispatch.forced in (None, dispatch.TRITON)
+        and not torch.are_deterministic_algorithms_enabled()
+        and _installed()
+    )
+
+
+def kernels(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same arguments and results; ``r``, ``k``, ``a`` and ``b`` are rounded to the dtype of ``v``."""
+    from fla.ops.rwkv7 import chunk_rwkv7
+
+    if mask is not None:
+        here = mask[..., None, None]
+        w, k, b = w.where(here, 1), k.where(here, 0), b.where(here, 0)
+    r, k, a, b = (x.to(v.dtype) for x in (r, k, a, b))
+    with torch.autocast(v.device.type, enabled=False):
+        y, state = chunk_rwkv7(
+            r, w.float().log(), k, v, a, b, 1.0, initial_state=state, output_final_state=True, lower_bound=SLOWEST
+        )
+    return (y if mask is None else y.where(here, 0)), state
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("fla") is not None
