@@ -70,7 +70,7 @@ def measure(regime: Regime, setting: Setting, names: list[str], say: Callable[[s
     if regime.compiled:
         allow_recompiles()
     base = random_model(regime.shape, regime.layers, regime.dtype, regime.device)
-    batch = _batch(base, regime)
+    batch = make_batch(base, regime)
     weights = _allocated(regime)
     runners = []
     for name in [FLOOR, *(n for n in names if n != FLOOR)]:
@@ -84,7 +84,8 @@ def measure(regime: Regime, setting: Setting, names: list[str], say: Callable[[s
     return _summary(runners)
 
 
-def _batch(base: Any, regime: Regime) -> dict[str, Tensor]:
+def make_batch(base: Any, regime: Regime) -> dict[str, Tensor]:
+    """Random inputs that need a gradient, and labels."""
     tokens = torch.randint(base.config.vocab_size, (regime.batch, regime.length), device=regime.device)
     embedded = base.get_input_embeddings()(tokens).detach()
     return {"inputs_embeds": embedded.requires_grad_(), "labels": tokens}
@@ -92,6 +93,25 @@ def _batch(base: Any, regime: Regime) -> dict[str, Tensor]:
 
 def _runner(name: str, base: nn.Module, batch: dict[str, Tensor], regime: Regime, setting: Setting) -> Runner:
     before = _allocated(regime)
+    step, optimizer = make_step(name, base, batch, regime, setting)
+    trained = optimizer.param_groups[0]["params"] if optimizer else []
+    runner = Runner(name, step, sum(p.numel() for p in trained))
+    with _catching(runner):
+        step()
+        step()
+    if runner.failed and optimizer is not None:
+        optimizer.zero_grad()
+        optimizer.state.clear()
+    batch["inputs_embeds"].grad = None
+    _tidy(regime)
+    runner.own = _allocated(regime) - before
+    return runner
+
+
+def make_step(
+    name: str, base: nn.Module, batch: dict[str, Tensor], regime: Regime, setting: Setting
+) -> tuple[Callable[[], None], torch.optim.Optimizer | None]:
+    """A contestant's training step, ready to be called, and its optimizer if it trains anything."""
     model: Any = contestant(name, base, setting).train()
     if regime.checkpointing:
         (model if name == FLOOR else model.get_base_model()).gradient_checkpointing_enable(
@@ -110,17 +130,7 @@ def _runner(name: str, base: nn.Module, batch: dict[str, Tensor], regime: Regime
             optimizer.step()
             optimizer.zero_grad()
 
-    runner = Runner(name, step, sum(p.numel() for p in trained))
-    with _catching(runner):
-        step()
-        step()
-    if runner.failed and optimizer is not None:
-        optimizer.zero_grad()
-        optimizer.state.clear()
-    batch["inputs_embeds"].grad = None
-    _tidy(regime)
-    runner.own = _allocated(regime) - before
-    return runner
+    return step, optimizer
 
 
 def allow_recompiles() -> None:

@@ -1,0 +1,120 @@
+"""Which kernels a training step runs, and how long: the floor's beside the contestants'. Needs a GPU.
+
+    python benchmarks/layer_profile.py [--shape llama2-7b --layers 4] [--what bone --what bat] [--compiled]
+
+Microseconds and launches of a step over the number of layers, embedding and head included (they are the same for all).
+``gpu`` is the sum of the kernels, ``step`` the time between steps without the profiler: where it is far above ``gpu``,
+the host is the limit. Weights are random. Prints tables; ``--json FILE`` keeps the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from bone_peft.bench.contestants import FLOOR, Setting
+from bone_peft.bench.machine import describe, timed
+from bone_peft.bench.shapes import random_model
+from bone_peft.bench.train import Regime, allow_recompiles, make_batch, make_step
+
+KINDS = {
+    "matrix products": ("gemm", "nvjet", "cutlass", "splitK", "cublas", "gemv"),
+    "attention": ("flash", "fmha", "cudnn"),
+    "compiler's": ("triton_",),
+    "optimizer": ("multi_tensor", "Adam"),
+    "clearing and copying": ("Memset", "Memcpy", "fill", "Fill"),
+}
+OURS = ("_block_sum", "_add_to_blocks", "_product", "_bone_token", "_bat_weight", "_transform")
+
+
+def main(
+    shape: str = "llama2-7b",
+    layers: int = 4,
+    what: Annotated[list[str], typer.Option()] = ["bone"],  # noqa: B006 - typer copies it
+    batch: int = 4,
+    length: int = 1024,
+    r: int = 64,
+    target: Annotated[list[str] | None, typer.Option()] = None,
+    compiled: bool = False,
+    steps: int = 10,
+    top: int = 25,
+    out: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    if compiled:
+        allow_recompiles()
+    regime = Regime(shape, layers, batch, length, compiled=compiled)
+    setting = Setting(target or "all-linear", r)
+    base = random_model(shape, layers, regime.dtype, regime.device)
+    inputs = make_batch(base, regime)
+    found = {}
+    for name in [FLOOR, *what]:
+        step, _ = make_step(name, base, inputs, regime, setting)
+        for _ in range(4):
+            step()
+        spans = timed(step, "cuda", 3 * steps)[steps:]
+        found[name] = {"step": 1e3 * median(spans) / layers, **_kernels(step, steps, layers)}
+    _print(found, top)
+    if out is not None:
+        machine = describe("cuda")
+        machine.pop("command")
+        out.write_text(json.dumps({"machine": machine, "layers": layers, "contestants": found}, indent=1) + "\n")
+
+
+def _kernels(step: Any, steps: int, layers: int) -> dict[str, Any]:
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    kernels: dict[str, list[float]] = {}
+    for event in recorded.key_averages():
+        if event.device_type == DeviceType.CUDA and event.self_device_time_total:
+            share = steps * layers
+            kernels[event.key] = [event.self_device_time_total / share, event.count / share]
+    return {"gpu": sum(us for us, _ in kernels.values()), "kernels": kernels}
+
+
+def _kind(kernel: str) -> str:
+    if kernel.startswith(OURS):
+        return "Bone's"
+    return next((kind for kind, parts in KINDS.items() if any(part in kernel for part in parts)), "PyTorch's others")
+
+
+def _print(found: dict[str, Any], top: int) -> None:
+    kinds: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    names: dict[str, float] = defaultdict(float)
+    for contestant, row in found.items():
+        for kernel, (us, launches) in row["kernels"].items():
+            total = kinds[_kind(kernel)].setdefault(contestant, [0.0, 0.0])
+            total[0] += us
+            total[1] += launches
+            names[kernel] = max(names[kernel], us)
+    console = Console(width=200)
+    rows = {kind: [kinds[kind].get(c, [0.0, 0.0]) for c in found] for kind in kinds}
+    rows["gpu"] = [[row["gpu"], sum(n for _, n in row["kernels"].values())] for row in found.values()]
+    rows["step"] = [[row["step"], 0.0] for row in found.values()]
+    _table(console, "By kind", list(found), rows)
+    widest = sorted(names, key=lambda kernel: -names[kernel])[:top]
+    kernels = {k: [row["kernels"].get(k, [0.0, 0.0]) for row in found.values()] for k in widest}
+    _table(console, "By kernel", list(found), kernels)
+
+
+def _table(console: Console, title: str, contestants: list[str], rows: dict[str, list[list[float]]]) -> None:
+    table = Table("us a layer (launches)", *contestants, title=title)
+    for name, cells in rows.items():
+        table.add_row(name[:110], *(f"{us:.1f} ({launches:.1f})" if us else "" for us, launches in cells))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
