@@ -3,8 +3,9 @@
     python benchmarks/layer_profile.py [--shape llama2-7b --layers 4] [--what bone --what bat] [--compiled]
 
 Microseconds and launches of a step over the number of layers, embedding and head included (they are the same for all).
-``gpu`` is the sum of the kernels, ``step`` the time between steps without the profiler: where it is far above ``gpu``,
-the host is the limit. Weights are random. Prints tables; ``--json FILE`` keeps the numbers.
+``gpu`` is the sum of the kernels. ``idle`` is the time between them, and ``host`` the part of it in which the next
+kernel was not launched yet. ``step`` is a step's time without the profiler. Weights are random. Prints tables;
+``--json FILE`` keeps the numbers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bone_peft.bench.contestants import FLOOR, Setting
@@ -76,12 +77,36 @@ def _kernels(step: Any, steps: int, layers: int) -> dict[str, Any]:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
-    kernels: dict[str, list[float]] = {}
-    for event in recorded.key_averages():
-        if event.device_type == DeviceType.CUDA and event.self_device_time_total:
-            share = steps * layers
-            kernels[event.key] = [event.self_device_time_total / share, event.count / share]
-    return {"gpu": sum(us for us, _ in kernels.values()), "kernels": kernels}
+    share = steps * layers
+    kernels: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    gaps: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    idle = host = end = 0.0
+    last = ""
+    for name, start, duration, launched in _timeline(recorded):
+        kernels[name][0] += duration / share
+        kernels[name][1] += 1 / share
+        if end and start > end:
+            idle += (start - end) / share
+            host += max(0.0, min(start, launched) - end) / share
+            gaps[f"{last[:60]} -> {name[:60]}"][0] += (start - end) / share
+            gaps[f"{last[:60]} -> {name[:60]}"][1] += 1 / share
+        end, last = max(end, start + duration), name
+    return {"gpu": sum(us for us, _ in kernels.values()), "idle": idle, "host": host, "kernels": kernels, "gaps": gaps}
+
+
+def _timeline(recorded: Any) -> list[tuple[str, float, float, float]]:
+    """Name, start, duration and launch of each kernel, in microseconds, in the order of their starts."""
+    with TemporaryDirectory() as folder:
+        recorded.export_chrome_trace(str(Path(folder) / "trace.json"))
+        events = json.loads((Path(folder) / "trace.json").read_text())["traceEvents"]
+    launches = {
+        event["args"]["correlation"]: event["ts"] + event["dur"]
+        for event in events
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
+    }
+    kernels = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    kernels.sort(key=lambda event: event["ts"])
+    return [(e["name"], e["ts"], e["dur"], launches.get(e["args"]["correlation"], 0.0)) for e in kernels]
 
 
 def _kind(kernel: str) -> str:
@@ -102,11 +127,15 @@ def _print(found: dict[str, Any], top: int) -> None:
     console = Console(width=200)
     rows = {kind: [kinds[kind].get(c, [0.0, 0.0]) for c in found] for kind in kinds}
     rows["gpu"] = [[row["gpu"], sum(n for _, n in row["kernels"].values())] for row in found.values()]
-    rows["step"] = [[row["step"], 0.0] for row in found.values()]
+    for name in ("idle", "host", "step"):
+        rows[name] = [[row[name], 0.0] for row in found.values()]
     _table(console, "By kind", list(found), rows)
     widest = sorted(names, key=lambda kernel: -names[kernel])[:top]
     kernels = {k: [row["kernels"].get(k, [0.0, 0.0]) for row in found.values()] for k in widest}
     _table(console, "By kernel", list(found), kernels)
+    for contestant, row in found.items():
+        widest = sorted(row["gaps"], key=lambda gap: -row["gaps"][gap][0])[: top // 2]
+        _table(console, f"Gaps, {contestant}", [contestant], {gap: [row["gaps"][gap]] for gap in widest})
 
 
 def _table(console: Console, title: str, contestants: list[str], rows: dict[str, list[list[float]]]) -> None:

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from .base_layer import BaseLayer
 from .bat_weight import bat_weight, bat_weight_backward
 from .dispatch import computing_dtype, rows
+from .operator import operator
 
 
 def bat_layer(x: Tensor, block: Tensor, below: BaseLayer) -> Tensor | None:
@@ -94,29 +95,23 @@ class _LinearBat(Function):
 # For torch.compile: the same functions as operators that the compiler does not look into.
 
 
-@torch.library.custom_op(
-    "bone_peft::linear_bat", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor"
-)
+@operator("linear_bat(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return F.linear(x, bat_weight(weight.contiguous(), block), bias)
 
 
-@_linear_op.register_fake
+@_linear_op.fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.custom_op(
-    "bone_peft::bat_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)",
-)
+@operator("bat_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)")
 def _backward_op(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
     dx, dblock = _backward(dy, x, weight, block, needs_x)
     return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
 
 
-@_backward_op.register_fake
+@_backward_op.fake
 def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
     dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else dy.new_empty(0)
     return dx, dy.new_empty(0) if x is None else block.new_empty(block.shape)
@@ -134,4 +129,4 @@ def _linear_op_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx if needs[0] else None, None, None, dblock if needs[3] else None
 
 
-_linear_op.register_autograd(_linear_op_backward, setup_context=_save)
+_linear_op.backward(_linear_op_backward, _save)

@@ -17,6 +17,7 @@ from .base_layer import BaseLayer
 from .bat_input_kernels import transform, transform_backward
 from .block_sum import add_to_blocks, block_sum
 from .dispatch import computing_dtype, rows
+from .operator import operator
 
 
 def bat_input_layer(x: Tensor, block: Tensor, below: BaseLayer) -> Tensor:
@@ -120,24 +121,18 @@ class _AddTiled(Function):
 # For torch.compile: the same functions as operators that the compiler does not look into.
 
 
-@torch.library.custom_op(
-    "bone_peft::linear_bat_input",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor",
-)
+@operator("linear_bat_input(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return _linear_forward(x, weight, bias, block)
 
 
-@_linear_op.register_fake
+@_linear_op.fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.custom_op(
-    "bone_peft::linear_bat_input_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)",
+@operator(
+    "linear_bat_input_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)"
 )
 def _linear_backward_op(
     dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
@@ -146,28 +141,24 @@ def _linear_backward_op(
     return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
 
 
-@_linear_backward_op.register_fake
+@_linear_backward_op.fake
 def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
     dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else dy.new_empty(0)
     return dx, dy.new_empty(0) if x is None else block.new_empty(block.shape)
 
 
-@torch.library.custom_op("bone_peft::bat_input", mutates_args=(), schema="(Tensor x, Tensor block) -> (Tensor, Tensor)")
+@operator("bat_input(Tensor x, Tensor block) -> (Tensor, Tensor)")
 def _bat_input_op(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     z, v = transform(rows(x), block)
     return z.view(x.shape), v.to(x.dtype)
 
 
-@_bat_input_op.register_fake
+@_bat_input_op.fake
 def _(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1], block.shape[-1])
 
 
-@torch.library.custom_op(
-    "bone_peft::bat_input_backward",
-    mutates_args=(),
-    schema="(Tensor dz, Tensor dv, Tensor? x, Tensor block, bool needs_x) -> (Tensor, Tensor)",
-)
+@operator("bat_input_backward(Tensor dz, Tensor dv, Tensor? x, Tensor block, bool needs_x) -> (Tensor, Tensor)")
 def _bat_input_backward_op(
     dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
@@ -175,7 +166,7 @@ def _bat_input_backward_op(
     return dz.new_empty(0) if dx is None else dx.view(dz.shape), dz.new_empty(0) if dblock is None else dblock
 
 
-@_bat_input_backward_op.register_fake
+@_bat_input_backward_op.fake
 def _(dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
     dx = dz.new_empty(dz.shape) if needs_x else dz.new_empty(0)
     return dx, dz.new_empty(0) if x is None else block.new_empty(block.shape)
@@ -205,5 +196,5 @@ def _bat_input_op_backward(ctx: Any, dz: Tensor, dv: Tensor) -> tuple[Tensor | N
     return dx if needs[0] else None, dblock if needs[1] else None
 
 
-_linear_op.register_autograd(_linear_op_backward, setup_context=_save_linear)
-_bat_input_op.register_autograd(_bat_input_op_backward, setup_context=_save_bat_input)
+_linear_op.backward(_linear_op_backward, _save_linear)
+_bat_input_op.backward(_bat_input_op_backward, _save_bat_input)

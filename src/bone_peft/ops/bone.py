@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import decode, dispatch
 from .base_layer import BaseLayer
 from .dispatch import computing_dtype, rows
+from .operator import operator
 from .product import product, product_backward
 from .shared import shared_block_sum, with_block_sum
 
@@ -160,10 +161,8 @@ class _AddBone(Function):
 # For torch.compile: the same functions as operators that the compiler does not look into.
 
 
-@torch.library.custom_op(
-    "bone_peft::linear_bone",
-    mutates_args=(),
-    schema="(Tensor x, Tensor s, Tensor handle, Tensor weight, Tensor? bias, Tensor block) -> (Tensor, Tensor)",
+@operator(
+    "linear_bone(Tensor x, Tensor s, Tensor handle, Tensor weight, Tensor? bias, Tensor block) -> (Tensor, Tensor)"
 )
 def _linear_op(
     x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
@@ -172,33 +171,27 @@ def _linear_op(
     return y, rounded.clone() if rounded is block else rounded
 
 
-@_linear_op.register_fake
+@_linear_op.fake
 def _(
     x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(*x.shape[:-1], weight.shape[0]), torch.empty_like(block, dtype=s.dtype)
 
 
-@torch.library.custom_op(
-    "bone_peft::add_bone",
-    mutates_args=(),
-    schema="(Tensor y, Tensor s, Tensor handle, Tensor block) -> (Tensor, Tensor)",
-)
+@operator("add_bone(Tensor y, Tensor s, Tensor handle, Tensor block) -> (Tensor, Tensor)")
 def _add_op(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     out, rounded = _add_forward(y, s, block)
     return out, rounded.clone() if rounded is block else rounded
 
 
-@_add_op.register_fake
+@_add_op.fake
 def _(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     return y.new_empty(y.shape), torch.empty_like(block, dtype=s.dtype)
 
 
-@torch.library.custom_op(
-    "bone_peft::bone_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor? s, Tensor? weight, Tensor block, ScalarType dtype, ScalarType wide, bool needs_s)"
-    " -> (Tensor, Tensor, Tensor)",
+@operator(
+    "bone_backward(Tensor dy, Tensor? s, Tensor? weight, Tensor block, ScalarType dtype, ScalarType wide, bool needs_s)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 def _backward_op(
     dy: Tensor,
@@ -219,7 +212,7 @@ def _backward_op(
     )
 
 
-@_backward_op.register_fake
+@_backward_op.fake
 def _(
     dy: Tensor,
     s: Tensor | None,
@@ -264,5 +257,5 @@ def _add_op_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return dy, None, ds if needs[2] else None, dblock if needs[3] else None
 
 
-_linear_op.register_autograd(_linear_op_backward, setup_context=_save_linear)
-_add_op.register_autograd(_add_op_backward, setup_context=_save_add)
+_linear_op.backward(_linear_op_backward, _save_linear)
+_add_op.backward(_add_op_backward, _save_add)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .dispatch import power_of_two, use_triton
 from .launch import launch
+from .operator import operator
 
 try:
     import triton
@@ -52,16 +53,12 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> T
     return y
 
 
-@torch.library.custom_op(
-    "bone_peft::linear_bone_token",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor",
-)
+@operator("linear_bone_token(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return _forward(x, weight, bias, block)
 
 
-@_op.register_fake
+@_op.fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 

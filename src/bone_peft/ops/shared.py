@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from .block_sum import add_to_blocks, add_to_blocks_torch, block_sum, block_sum_torch
 from .dispatch import rows, use_triton
+from .operator import operator
 
 Sums = tuple[Tensor, Tensor, Tensor]
 
@@ -106,13 +107,13 @@ class _WithBlockSum(Function):
         return out.view(shape), None
 
 
-@torch.library.custom_op("bone_peft::block_sum", mutates_args=(), schema="(Tensor x, int r) -> (Tensor, Tensor)")
+@operator("block_sum(Tensor x, int r) -> (Tensor, Tensor)")
 def _op(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
     s = block_sum(rows(x), r)
     return s, torch.empty_like(s, dtype=torch.float32)
 
 
-@_op.register_fake
+@_op.fake
 def _(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
     s = x.new_empty(x.shape[:-1].numel(), r)
     return s, torch.empty_like(s, dtype=torch.float32)
@@ -127,7 +128,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -
     ctx.dtype, ctx.like = inputs[0].dtype, inputs[0].shape
 
 
-_op.register_autograd(_op_backward, setup_context=_save)
+_op.backward(_op_backward, _save)
 
 
 @dataclass
