@@ -53,7 +53,7 @@ def bone_layer(x: Tensor, block: Tensor, below: BaseLayer, dropout: Callable[[Te
 
 def _few_tokens(x: Tensor, block: Tensor) -> bool:
     """Whether a GPU is done before the host has come to the next layer, so that the host's time is what counts."""
-    if not x.is_cuda or dispatch.forced is not None:
+    if not x.is_cuda or dispatch.forced is not None or torch.compiler.is_compiling():
         return False
     return x.shape[:-1].numel() * (x.shape[-1] + block.shape[1]) <= 24 << 20
 
@@ -136,8 +136,9 @@ class _LinearBone(Function):
         s, weight, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
         flat = rows(dy)
-        dx = (flat @ weight).view(*dy.shape[:-1], weight.shape[1]) if needs[0] else None
+        # First what moves bytes, while dy may still be in the cache.
         ds, dblock = product_backward(flat, s, block, ctx.dtype, needs[2])
+        dx = (flat @ weight).view(*dy.shape[:-1], weight.shape[1]) if needs[0] else None
         return dx, None, ds, None, None, dblock
 
 
@@ -203,11 +204,11 @@ def _backward_op(
     needs_s: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     flat = rows(dy)
-    dx = dy.new_empty(0) if weight is None else (flat @ weight).view(*dy.shape[:-1], weight.shape[1])
     ds, dblock = product_backward(flat, s, block, dtype, needs_s)
+    dx = dy.new_empty(0) if weight is None else (flat @ weight).view(*dy.shape[:-1], weight.shape[1])
     return (
         dx,
-        dy.new_empty(0) if ds is None else ds.to(wide, copy=True),
+        dy.new_empty(0) if ds is None else ds.to(wide),
         dy.new_empty(0) if dblock is None else dblock,
     )
 

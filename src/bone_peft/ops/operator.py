@@ -20,7 +20,7 @@ class Operator:
     def __init__(self, schema: str, function: Callable[..., Any]) -> None:
         name = schema.partition("(")[0]
         self._name = f"bone_peft::{name}"
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
         _library.impl(name, function, "CompositeExplicitAutograd")
 
     def fake(self, function: Callable[..., Any]) -> None:

@@ -84,8 +84,8 @@ def product_backward(
     region = 1024 if tokens * features >= 1 << 24 else 512 if tokens * features >= 1 << 22 else 256
     each = region // 128
     regions = (triton.cdiv(tokens, region), triton.cdiv(features, region))
-    both = torch.zeros(tokens * r + r * features, dtype=torch.float32, device=dy.device)
-    ds, dblock = both[: tokens * r].view(tokens, r), both[tokens * r :].view(r, features)
+    ds = torch.zeros(tokens, r, dtype=torch.float32, device=dy.device)
+    dblock = torch.zeros(r, features, dtype=torch.float32, device=dy.device)
     launch(
         _product_backward,
         (regions[0] * regions[1] * 2 * each,),
