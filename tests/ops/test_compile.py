@@ -6,12 +6,16 @@ import torch
 from bone_peft.bench.contestants import Setting, contestant
 from bone_peft.bench.shapes import random_model
 from bone_peft.bench.train import base_layers
+from bone_peft.ops import bone
 
 VARIANTS = ["bone", "bat", "bat-input", "bottleneck"]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_decoder_layer_is_one_graph(name):
+@pytest.mark.parametrize("name", [*VARIANTS, "bone of few tokens"])
+def test_a_decoder_layer_is_one_graph(name, monkeypatch):
+    if name.endswith("few tokens"):
+        monkeypatch.setattr(bone, "_few_tokens", lambda x, block: True)
+        name = "bone"
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     base = random_model("tiny", None, torch.float32, "cpu")
