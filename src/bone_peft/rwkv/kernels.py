@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import cache
 from importlib.util import find_spec
@@ -44,6 +45,7 @@ def kernels(
     """The same arguments and results; ``r``, ``k``, ``a`` and ``b`` are rounded to the dtype of ``v``."""
     from fla.ops.rwkv7 import chunk_rwkv7
 
+    _announce()
     if mask is not None:
         here = mask[..., None, None]
         w, k, b = w.where(here, 1), k.where(here, 0), b.where(here, 0)
@@ -53,6 +55,14 @@ def kernels(
             r, w.float().log(), k, v, a, b, 1.0, initial_state=state, output_final_state=True, lower_bound=SLOWEST
         )
     return (y if mask is None else y.where(here, 0)), state
+
+
+@cache
+def _announce() -> None:
+    logging.getLogger(__name__).warning(
+        "flash-linear-attention tunes its kernels when a GPU runs them for the first time, which takes minutes; later "
+        "runs find the result on the disk. BONE_PEFT_PATH=torch does without these kernels."
+    )
 
 
 @cache
