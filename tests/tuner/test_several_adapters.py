@@ -64,18 +64,19 @@ def test_rows_with_adapters_of_their_own():
             torch.testing.assert_close(mixed[i : i + 1], model(ids[i : i + 1]).logits)
 
 
-def test_rows_of_adapters_that_add_share_one_pass_through_the_frozen_layer():
+@pytest.mark.parametrize("between", [(), (3,), (2, 3)])
+def test_rows_of_adapters_that_add_share_one_pass_through_the_frozen_layer(between):
     model = model_with(a="bone", b="bottleneck", c="bone")
     layer = layers(model)[-1]
     calls = []
     layer.get_base_layer().register_forward_hook(lambda *_: calls.append(1))
-    x = torch.randn(5, 3, layer.in_features, dtype=torch.float64)
+    x = torch.randn(5, *between, layer.in_features, dtype=torch.float64)
     rows = ["b", "a", "__base__", "c", "b"]
     mixed = layer(x, adapter_names=rows)
     assert len(calls) == 1
     for i, name in enumerate(rows):
         torch.testing.assert_close(mixed[i], layer(x[i : i + 1], adapter_names=[name])[0])
-    assert layer(x[:0], adapter_names=[]).shape == (0, 3, layer.out_features)
+    assert layer(x[:0], adapter_names=[]).shape == (0, *between, layer.out_features)
 
 
 def test_rows_in_generation_with_beams():

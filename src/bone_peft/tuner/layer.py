@@ -304,29 +304,47 @@ class BoneLinear(nn.Module, BoneLayer):
             )
         if self.merged:
             raise BoneError("adapter_names cannot be used while adapters are merged: call unmerge_adapter() first.")
-        places = {
-            name: torch.tensor([i for i, row in enumerate(row_adapters) if row == name], device=x.device)
-            for name in dict.fromkeys(row_adapters)
-        }
-        adapted = {name: rows for name, rows in places.items() if name in self.bone_variant}
+        names = list(dict.fromkeys(row_adapters))
+        if len(names) == 1:
+            return self._forward_with(names, x, *args, **kwargs)
+        adapted = [name for name in names if name in self.bone_variant]
         if all(self._only_adds(name) for name in adapted):
             # The frozen layer runs once for all rows.
             y = self._forward_with([], x, *args, **kwargs)
-            for name, rows in adapted.items():
-                y = y.index_add(0, rows, self._addition(name, x[rows]).to(y.dtype))
+            for group in self._alike(adapted):
+                y = y + self._additions(row_adapters, group, x).to(y.dtype)
             return y
-        parts = [self._forward_with([name], x[rows], *args, **kwargs) for name, rows in places.items()]
-        order = torch.argsort(torch.cat(list(places.values())))
-        return torch.cat(parts)[order]
+        places = [
+            torch.tensor([i for i, row in enumerate(row_adapters) if row == name], dtype=torch.long, device=x.device)
+            for name in names
+        ]
+        parts = [self._forward_with([name], x[rows], *args, **kwargs) for name, rows in zip(names, places, strict=True)]
+        return torch.cat(parts)[torch.argsort(torch.cat(places))]
 
     def _only_adds(self, adapter_name: str) -> bool:
         drops = self.training and adapter_name in self.bone_dropout
         return self.bone_variant[adapter_name].adds and not drops
 
-    def _addition(self, adapter_name: str, x: Tensor) -> Tensor:
+    def _alike(self, adapter_names: Sequence[str]) -> list[list[str]]:
+        """Adapters of one variant, with tensors of the same shapes, together."""
+        groups: dict[Any, list[str]] = {}
+        for name in adapter_names:
+            shapes = tuple(tensor.shape for tensor in self._parameters_of(name).values())
+            groups.setdefault((self.bone_variant[name], shapes), []).append(name)
+        return list(groups.values())
+
+    def _additions(self, row_adapters: Sequence[str], group: Sequence[str], x: Tensor) -> Tensor:
+        """What the adapters of ``group`` add to their rows of ``x``, in one batched product; zeros to other rows."""
         dtype = computing_dtype(x)
-        params = {name: tensor.to(dtype) for name, tensor in self._scaled(adapter_name).items()}
-        return self.bone_variant[adapter_name].addition(x.to(dtype), params)
+        variant = self.bone_variant[group[0]]
+        known = {name: self._scaled(name) for name in group}
+        nothing = None
+        if not known.keys() >= set(row_adapters):
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in known[group[0]].items()}
+        rows: list[Any] = [known.get(row, nothing) for row in row_adapters]
+        params = {name: torch.stack([row[name] for row in rows]).to(dtype) for name in variant.parameters}
+        added = variant.addition(x.reshape(len(x), -1, x.shape[-1]).to(dtype), params)
+        return added.view(*x.shape[:-1], added.shape[-1])
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)

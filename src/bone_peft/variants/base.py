@@ -142,7 +142,10 @@ class Variant(ABC):
 
     @classmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:
-        """``dW x (..., out)`` for ``x (..., in)``, of variants that only add."""
+        """``dW x (..., out)`` for ``x (..., in)``, of variants that only add.
+
+        With one more dimension in front, ``params`` hold a ``dW`` for each row of ``x (batch, tokens, in)``.
+        """
         raise NotImplementedError(f"{cls.name} takes the frozen layer to tell")
 
     @classmethod

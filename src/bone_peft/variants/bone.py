@@ -75,7 +75,7 @@ class Bone(Variant):
     @classmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         block = params["bone_block"]
-        return block_sum(x, block.shape[0]) @ block
+        return block_sum(x, block.shape[-2]) @ block
 
     @classmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:

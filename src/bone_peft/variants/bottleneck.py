@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Below, Dropout, Params, Variant
@@ -84,7 +83,7 @@ class Bottleneck(Variant):
 
     @classmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:
-        return F.linear(F.linear(x, params["bone_down"]), params["bone_up"])
+        return x @ params["bone_down"].mT @ params["bone_up"].mT
 
     @classmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
