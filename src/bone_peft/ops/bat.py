@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from . import onednn
 from .base_layer import BaseLayer
 from .bat_weight import bat_weight, bat_weight_backward
 from .dispatch import computing_dtype, rows
@@ -63,7 +64,7 @@ def _backward(
     if x is None:
         new: Tensor | None = bat_weight(weight, block)
     else:
-        new, dblock = bat_weight_backward(weight, block, flat.T @ rows(x), rebuild=needs_x)
+        new, dblock = bat_weight_backward(weight, block, onednn.matmul(flat.T, rows(x)), rebuild=needs_x)
     dx = (flat @ new).view(*dy.shape[:-1], weight.shape[1]) if needs_x and new is not None else None
     return dx, dblock
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import onednn
 from .dispatch import power_of_two, use_triton
 from .launch import launch
 
@@ -53,6 +54,8 @@ def product(s: Tensor, block: Tensor, bias: Tensor | None = None, y: Tensor | No
 
 
 def _product_torch(s: Tensor, block: Tensor, bias: Tensor | None, y: Tensor | None) -> Tensor:
+    if onednn.takes(s, block):
+        return onednn.multiply_add(s, block, bias, y)
     if y is None:
         return s @ block if bias is None else torch.addmm(bias, s, block)
     out = torch.addmm(y, s, block)
@@ -78,7 +81,7 @@ def product_backward(
     r, features = block.shape
     tokens = dy.shape[0]
     if not use_triton(dy, r) or not tokens:
-        ds = dy @ block.T if needs_s else None
+        ds = onednn.matmul(dy, block.T) if needs_s else None
         return ds, None if s is None else _transposed_product(s, dy, dtype)
     # Programs in flight read one region of dy twice, the second time from the cache.
     region = 1024 if tokens * features >= 1 << 24 else 512 if tokens * features >= 1 << 22 else 256
@@ -102,7 +105,7 @@ def _transposed_product(s: Tensor, dy: Tensor, dtype: torch.dtype) -> Tensor:
     """``s^T dy``, not rounded to their dtype on the way where the device can."""
     if dtype == torch.float32 and dy.is_cuda and dy.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(s.T, dy, out_dtype=torch.float32)
-    return (s.T @ dy).to(dtype)
+    return onednn.matmul(s.T, dy).to(dtype)
 
 
 if triton is not None:
