@@ -41,8 +41,9 @@ def test_a_decoder_layer_is_one_graph(name, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", VARIANTS)
-def test_on_a_gpu_the_compiler_changes_no_gradient(name):
+@pytest.mark.parametrize("name", ["bone", "bat", "bat-input"])
+def test_on_a_gpu_the_compiler_changes_no_gradient(name, monkeypatch):
+    monkeypatch.setattr(bone, "_few_tokens", lambda x, block: False)
     torch._dynamo.reset()
     base = random_model("smollm2", 2, torch.bfloat16, "cuda")
     model = contestant(name, base, Setting(r=64, lora_r=8)).train()

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bone_peft.ops import onednn
 
-from .layers import Case
+from .layers import DEVICE, Case
 from .test_paths import SHAPES, check
 
 pytestmark = pytest.mark.skipif(not onednn._there, reason="needs oneDNN, which this PyTorch or processor has not")
@@ -18,17 +19,27 @@ def test_large_float32_on_a_cpu_alone_is_taken():
     assert not onednn.takes(a.double(), b.double())
     assert not onednn.takes(a.bfloat16(), b.bfloat16())
     assert not onednn.takes(a.to("meta"), b.to("meta"))
+    with FakeTensorMode() as mode:
+        assert not onednn.takes(mode.from_tensor(a), mode.from_tensor(b))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not onednn.takes(a, b)
 
 
 @pytest.mark.parametrize("left", ["as it is", "transposed", "part of rows"])
 @pytest.mark.parametrize("right", ["as it is", "transposed"])
-@pytest.mark.parametrize("added", ["nothing", "bias", "matrix", "bias and matrix"])
-def test_any_strides_against_float64(left, right, added):
+@pytest.mark.parametrize("added", ["nothing", "matrix", "part of rows"])
+@pytest.mark.parametrize("bias", ["none", "as it is", "every second", "expanded"])
+def test_any_strides_against_float64(left, right, added, bias):
     n, k, m = 129, 37, 71
     a = {"as it is": torch.randn(n, k), "transposed": torch.randn(k, n).T, "part of rows": torch.randn(n, 50)[:, :k]}
     b = {"as it is": torch.randn(k, m), "transposed": torch.randn(m, k).T}
-    bias = torch.randn(m) if "bias" in added else None
-    c = torch.randn(n, m) if "matrix" in added else None
+    c = {"nothing": None, "matrix": torch.randn(n, m), "part of rows": torch.randn(n, 90)[:, :m]}[added]
+    bias = {
+        "none": None,
+        "as it is": torch.randn(m),
+        "every second": torch.randn(2 * m)[::2],
+        "expanded": torch.randn(1).expand(m),
+    }[bias]
     before = None if c is None else c.clone()
     found = onednn.multiply_add(a[left], b[right], bias, c)
     expected = a[left].double() @ b[right].double()
@@ -40,8 +51,13 @@ def test_any_strides_against_float64(left, right, added):
         assert found.data_ptr() != c.data_ptr()
 
 
-@pytest.mark.parametrize(("variant", "features", "r"), SHAPES)
+@pytest.mark.skipif(DEVICE != "cpu", reason="the layers of these tests are on the GPU")
+@pytest.mark.parametrize(("variant", "features", "r"), [shape for shape in SHAPES if shape[0] != "bat-input"])
 @pytest.mark.parametrize("hooked", [False, True], ids=["plain-linear", "black-box"])
 def test_layers_agree_with_the_definition(variant, features, r, hooked, monkeypatch):
+    products = []
+    multiply_add = onednn.multiply_add
     monkeypatch.setattr(onednn, "SMALLEST", 0)
+    monkeypatch.setattr(onednn, "multiply_add", lambda *args: products.append(args) or multiply_add(*args))
     check(Case(variant, torch.float32, features, r, hooked=hooked), "torch")
+    assert len(products) == (3 if variant == "bone" else 1)

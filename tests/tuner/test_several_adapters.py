@@ -72,11 +72,34 @@ def test_rows_of_adapters_that_add_share_one_pass_through_the_frozen_layer(betwe
     layer.get_base_layer().register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(5, *between, layer.in_features, dtype=torch.float64)
     rows = ["b", "a", "__base__", "c", "b"]
+    with torch.inference_mode():
+        layer(x, adapter_names=rows)
     mixed = layer(x, adapter_names=rows)
-    assert len(calls) == 1
+    assert len(calls) == 2
     for i, name in enumerate(rows):
         torch.testing.assert_close(mixed[i], layer(x[i : i + 1], adapter_names=[name])[0])
     assert layer(x[:0], adapter_names=[]).shape == (0, *between, layer.out_features)
+
+
+def test_an_adapter_of_many_rows_beside_others():
+    model = model_with(a="bone", b="bone", c="bone")
+    layer = layers(model)[-1]
+    rows = ["a", "b", *["c"] * 6, "a"]
+    x = torch.randn(len(rows), 2, layer.in_features, dtype=torch.float64)
+    mixed = layer(x, adapter_names=rows)
+    for i, name in enumerate(rows):
+        torch.testing.assert_close(mixed[i], layer(x[i : i + 1], adapter_names=[name])[0])
+
+
+def test_a_row_without_adapter_is_the_base_whatever_an_adapter_would_make_of_it():
+    model = model_with(a="bone", b="bone")
+    layer = layers(model)[-1]
+    x = torch.randn(3, 2, layer.in_features, dtype=torch.float64)
+    x[0] = 1e308  # Its block sum is infinite.
+    layer.get_base_layer().weight.data.fill_(1e-300)
+    mixed = layer(x, adapter_names=["__base__", "a", "b"])
+    assert torch.isfinite(mixed).all()
+    assert torch.equal(mixed[0], layer.get_base_layer()(x)[0])
 
 
 def test_rows_in_generation_with_beams():

@@ -98,7 +98,7 @@ class _LinearBat(Function):
 
 @operator("linear_bat(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return F.linear(x, bat_weight(weight.contiguous(), block), bias)
+    return F.linear(x, bat_weight(weight.contiguous(), block.contiguous()), bias)
 
 
 @_linear_op.fake
@@ -108,7 +108,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
 
 @operator("bat_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)")
 def _backward_op(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
-    dx, dblock = _backward(dy, x, weight, block, needs_x)
+    dx, dblock = _backward(dy, x, weight, block.contiguous(), needs_x)
     return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
 
 

@@ -123,7 +123,7 @@ class _AddTiled(Function):
 
 @operator("linear_bat_input(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return _linear_forward(x, weight, bias, block)
+    return _linear_forward(x, weight, bias, block.contiguous())
 
 
 @_linear_op.fake
@@ -137,7 +137,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
 def _linear_backward_op(
     dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    dx, dblock = _linear_backward(dy, x, weight, block, needs_x)
+    dx, dblock = _linear_backward(dy, x, weight, block.contiguous(), needs_x)
     return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
 
 
@@ -149,7 +149,7 @@ def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
 
 @operator("bat_input(Tensor x, Tensor block) -> (Tensor, Tensor)")
 def _bat_input_op(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    z, v = transform(rows(x), block)
+    z, v = transform(rows(x), block.contiguous())
     return z.view(x.shape), v.to(x.dtype)
 
 
@@ -162,7 +162,9 @@ def _(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
 def _bat_input_backward_op(
     dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool
 ) -> tuple[Tensor, Tensor]:
-    dx, dblock = transform_backward(rows(dz), dv.contiguous(), None if x is None else rows(x), block, needs_x)
+    dx, dblock = transform_backward(
+        rows(dz), dv.contiguous(), None if x is None else rows(x), block.contiguous(), needs_x
+    )
     return dz.new_empty(0) if dx is None else dx.view(dz.shape), dz.new_empty(0) if dblock is None else dblock
 
 

@@ -168,7 +168,7 @@ class _AddBone(Function):
 def _linear_op(
     x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
 ) -> tuple[Tensor, Tensor]:
-    y, rounded = _linear_forward(x, s, weight, bias, block)
+    y, rounded = _linear_forward(x, s.contiguous(), weight, bias, block.contiguous())
     return y, rounded.clone() if rounded is block else rounded
 
 
@@ -181,7 +181,7 @@ def _(
 
 @operator("add_bone(Tensor y, Tensor s, Tensor handle, Tensor block) -> (Tensor, Tensor)")
 def _add_op(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    out, rounded = _add_forward(y, s, block)
+    out, rounded = _add_forward(y, s.contiguous(), block.contiguous())
     return out, rounded.clone() if rounded is block else rounded
 
 
@@ -204,7 +204,7 @@ def _backward_op(
     needs_s: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     flat = rows(dy)
-    ds, dblock = product_backward(flat, s, block, dtype, needs_s)
+    ds, dblock = product_backward(flat, None if s is None else s.contiguous(), block.contiguous(), dtype, needs_s)
     dx = dy.new_empty(0) if weight is None else (flat @ weight).view(*dy.shape[:-1], weight.shape[1])
     return (
         dx,

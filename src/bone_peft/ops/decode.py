@@ -55,7 +55,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> T
 
 @operator("linear_bone_token(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return _forward(x, weight, bias, block)
+    return _forward(x, weight, bias, block.contiguous())
 
 
 @_op.fake

@@ -1,9 +1,9 @@
-"""Which path computes an operation. The only place that knows of devices.
+"""Which path computes an operation.
 
 ``plain``
     the variant's definition, under PyTorch's own autograd.
 ``torch``
-    autograd functions that save only what backward needs, made of torch operations.
+    autograd functions that save only what backward needs, made of torch operations, and of oneDNN's on a CPU.
 ``triton``
     the same functions, with their memory-bound pieces as Triton kernels.
 
@@ -44,7 +44,8 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 @torch.compiler.assume_constant_result
-def _device_has_kernels(index: int | None) -> bool:
+def device_has_kernels(index: int | None) -> bool:
+    """Whether Triton is there and the GPU of that index new enough for it."""
     return _is_new_enough(index)
 
 
@@ -67,7 +68,7 @@ def use_triton(x: Tensor, r: int) -> bool:
     if x.dtype not in _HALF or not SMALLEST <= r <= LARGEST:
         return False
     if x.is_cuda:
-        return _device_has_kernels(x.device.index) and not torch.are_deterministic_algorithms_enabled()
+        return device_has_kernels(x.device.index) and not torch.are_deterministic_algorithms_enabled()
     return forced == TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -33,7 +33,10 @@ class Operator:
 
 
 def operator(schema: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Decorates a function that changes none of its arguments and returns new memory.
+    """Decorates a function that changes none of its arguments, returns new memory and takes any strides.
+
+    The compiler relies on all three and checks none. Defined once for each process: modules with operators cannot be
+    reloaded.
 
     Args:
         schema: in PyTorch's language for operators, with the name and without the namespace.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from ..ops import dispatch
 from .recurrence import CHUNK
 from .recurrence import recurrence as products
 
-SLOWEST = -math.exp(-0.5)
-"""RWKV-7's decay is ``exp(SLOWEST * sigmoid(...))``: its logarithm is never below. The kernels choose larger chunks for
+LOWEST = -math.exp(-0.5)
+"""RWKV-7's decay is ``exp(LOWEST * sigmoid(...))``: its logarithm is never below. The kernels choose larger chunks for
 knowing it."""
 
 
@@ -27,13 +28,14 @@ def recurrence(
 
 
 def take(v: Tensor) -> bool:
-    """Whether the kernels compute ``v (batch, time, heads, V)``: on a GPU, in half precision, and more than a token or
-    two. ``BONE_PEFT_PATH`` of ``plain`` or ``torch`` keeps them out."""
+    """Whether the kernels compute ``v (batch, time, heads, V)``: on a GPU that Triton knows, in half precision, for a
+    chunk or more. ``BONE_PEFT_PATH`` of ``plain`` or ``torch`` and deterministic mode keep them out."""
     return (
         v.is_cuda
         and v.dtype in (torch.bfloat16, torch.float16)
         and v.shape[1] >= CHUNK
         and dispatch.forced in (None, dispatch.TRITON)
+        and dispatch.device_has_kernels(v.device.index)
         and not torch.are_deterministic_algorithms_enabled()
         and _installed()
     )
@@ -52,7 +54,7 @@ def kernels(
     r, k, a, b = (x.to(v.dtype) for x in (r, k, a, b))
     with torch.autocast(v.device.type, enabled=False):
         y, state = chunk_rwkv7(
-            r, w.float().log(), k, v, a, b, 1.0, initial_state=state, output_final_state=True, lower_bound=SLOWEST
+            r, w.float().log(), k, v, a, b, 1.0, initial_state=state, output_final_state=True, lower_bound=LOWEST
         )
     return (y if mask is None else y.where(here, 0)), state
 
@@ -67,4 +69,7 @@ def _announce() -> None:
 
 @cache
 def _installed() -> bool:
-    return find_spec("fla") is not None
+    try:
+        return Version(version("fla-core")) >= Version("0.6")  # The first to know of a lower bound.
+    except PackageNotFoundError:
+        return False

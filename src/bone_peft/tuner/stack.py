@@ -48,7 +48,7 @@ class Frozen:
         if type(layer) is not nn.Linear or "forward" in layer.__dict__ or _has_hooks(layer):
             return None
         weight, bias = layer.weight, layer.bias
-        if not _is_plain(weight, x) or not (bias is None or _is_plain(bias, x)):
+        if not _is_plain(weight, x) or not (bias is None or (_is_plain(bias, x) and bias.is_contiguous())):
             return None
         return weight, bias
 
