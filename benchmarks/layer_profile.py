@@ -29,12 +29,14 @@ from bone_peft.bench.shapes import random_model
 from bone_peft.bench.train import Regime, allow_recompiles, make_batch, make_step
 
 KINDS = {
+    "compiler's": ("triton_",),
     "matrix products": ("gemm", "nvjet", "cutlass", "splitK", "cublas", "gemv"),
     "attention": ("flash", "fmha", "cudnn"),
-    "compiler's": ("triton_",),
     "optimizer": ("multi_tensor", "Adam"),
     "clearing and copying": ("Memset", "Memcpy", "fill", "Fill"),
 }
+"""Of which kind a kernel is: the first that has a part of its name."""
+
 OURS = ("_block_sum", "_add_to_blocks", "_product", "_bone_token", "_bat_weight", "_transform")
 
 
@@ -66,23 +68,23 @@ def main(
         found[name] = {"step": 1e3 * median(spans) / layers, **_kernels(step, steps, layers)}
     _print(found, top)
     if out is not None:
-        machine = describe("cuda")
-        machine.pop("command")
-        out.write_text(
-            json.dumps({"machine": machine, "layers": layers, "contestants": _rounded(found)}, indent=1) + "\n"
-        )
+        machine = {key: value for key, value in describe("cuda").items() if key != "command"}
+        model = {"shape": shape, "layers": layers, "compiled": compiled}
+        settings = model | {"batch": batch, "length": length, "r": r, "target": target, "steps": steps}
+        result = {"machine": machine, "settings": settings, "contestants": {c: _short(row) for c, row in found.items()}}
+        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _rounded(found: dict[str, Any]) -> dict[str, Any]:
-    """What takes a microsecond a layer or more."""
-    return {
-        contestant: {
-            key: {name[:120]: [round(us, 1), round(n, 2)] for name, (us, n) in value.items() if us >= 1}
-            if isinstance(value, dict)
-            else round(value, 1)
-            for key, value in row.items()
-        }
-        for contestant, row in found.items()
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """Rounded, with kernels of nearly one name added up, and without gaps of less than a microsecond."""
+    kernels: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, (us, launches) in row["kernels"].items():
+        kernels[name[:100]][0] += us
+        kernels[name[:100]][1] += launches
+    tables = {"kernels": kernels, "gaps": {name: gap for name, gap in row.get("gaps", {}).items() if gap[0] >= 1}}
+    numbers = {key: round(value, 1) for key, value in row.items() if key not in tables}
+    return numbers | {
+        title: {name: [round(us, 2), round(n, 3)] for name, (us, n) in table.items()} for title, table in tables.items()
     }
 
 
