@@ -70,6 +70,6 @@ def _announce() -> None:
 @cache
 def _installed() -> bool:
     try:
-        return Version(version("fla-core")) >= Version("0.6")  # The first to know of a lower bound.
+        return Version(version("fla-core")) >= Version("0.6")  # What this was written for; it knows a lower bound.
     except PackageNotFoundError:
         return False
