@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -16,17 +14,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import BoneError
-from ..ops.dispatch import computing_dtype
-from ..variants import Below, Params, Variant, parameter_names
+from ..variants import Additive, Below, Params, Variant, parameter_names
+from . import rows
 from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
 from .stack import Adapted, Frozen
-
-_FEW_ROWS = 4
-
-BASE = "__base__"
-"""In ``adapter_names``, PEFT's word for 'no adapter'."""
 
 
 class BoneLayer(BaseTunerLayer):
@@ -311,64 +304,22 @@ class BoneLinear(nn.Module, BoneLayer):
         names = list(dict.fromkeys(row_adapters))
         if len(names) == 1:
             return self._forward_with(names, x, *args, **kwargs)
-        adapted = [name for name in names if name in self.bone_variant]
-        if all(self._only_adds(name) for name in adapted):
-            # The frozen layer runs once for all rows.
-            y = self._forward_with([], x, *args, **kwargs)
-            for group in self._groups(row_adapters):
-                rows = tuple(i for i, name in enumerate(row_adapters) if name in group)
-                if len(rows) == len(x):
-                    return y + self._addition(row_adapters, x).to(y.dtype)
-                here = _index(rows, x.device)
-                y = y.index_add(0, here, self._addition([row_adapters[i] for i in rows], x[here]).to(y.dtype))
-            return y
-        places = [_index(tuple(i for i, row in enumerate(row_adapters) if row == name), x.device) for name in names]
-        parts = [self._forward_with([name], x[rows], *args, **kwargs) for name, rows in zip(names, places, strict=True)]
-        return torch.cat(parts)[torch.argsort(torch.cat(places))]
+        adapters: Any = {name: self.bone_variant[name] for name in names if name in self.bone_variant}
+        if not all(self._only_adds(name) for name in adapters):
+            return rows.in_turns(x, row_adapters, lambda name, part: self._forward_with([name], part, *args, **kwargs))
+        # The frozen layer runs once for all rows.
+        y = self._forward_with([], x, *args, **kwargs)
+        return rows.add(y, x, row_adapters, {name: (adapters[name], self._scaled(name)) for name in adapters})
 
     def _only_adds(self, adapter_name: str) -> bool:
         drops = self.training and adapter_name in self.bone_dropout
-        return self.bone_variant[adapter_name].adds and not drops
-
-    def _groups(self, row_adapters: Sequence[str]) -> list[list[str]]:
-        """The adapters of this layer, those together whose rows are computed in one batched product.
-
-        They are of one variant, and their tensors of the same shapes. An adapter of many rows is by itself: in a
-        batched product each row has a copy of the tensors.
-        """
-        groups: dict[Any, list[str]] = {}
-        for name, rows in Counter(row_adapters).items():
-            if name in self.bone_variant:
-                shapes = tuple(tensor.shape for tensor in self._parameters_of(name).values())
-                key = (self.bone_variant[name], shapes) if rows <= _FEW_ROWS else name
-                groups.setdefault(key, []).append(name)
-        return list(groups.values())
-
-    def _addition(self, row_adapters: Sequence[str], x: Tensor) -> Tensor:
-        """What adapters that are alike add to the output, each for its row of ``x``."""
-        dtype = computing_dtype(x)
-        variant = self.bone_variant[row_adapters[0]]
-        known = {
-            name: {key: tensor.to(dtype) for key, tensor in self._scaled(name).items()} for name in set(row_adapters)
-        }
-        if len(known) == 1:
-            return variant.addition(x.to(dtype), known[row_adapters[0]])
-        params = {key: torch.stack([known[name][key] for name in row_adapters]) for key in variant.parameters}
-        added = variant.addition(x.reshape(len(x), -1, x.shape[-1]).to(dtype), params)
-        return added.view(*x.shape[:-1], added.shape[-1])
+        return issubclass(self.bone_variant[adapter_name], Additive) and not drops
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)
 
     def __repr__(self) -> str:
         return "bone." + super().__repr__()
-
-
-@lru_cache(maxsize=256)
-def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """``rows`` as a tensor. The same for all layers and tokens, and the way to a GPU is long."""
-    with torch.inference_mode(False):  # What is made there could not be used elsewhere later.
-        return torch.tensor(rows, dtype=torch.long, device=device)
 
 
 class _BaseSnapshot:

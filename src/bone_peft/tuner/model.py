@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import BoneError
 from ..rwkv.names import TARGETS as RWKV_TARGETS
-from .layer import BASE, BoneLayer, BoneLinear
+from .layer import BoneLayer, BoneLinear
+from .rows import BASE
 from .weighted import add_weighted_adapter
 
 

@@ -10,9 +10,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from .additive import Additive
 from .base import Below, Dropout, Params, Variant
 
-__all__ = ["VARIANTS", "Below", "Dropout", "Params", "Variant", "parameter_names", "variant_of"]
+__all__ = ["VARIANTS", "Additive", "Below", "Dropout", "Params", "Variant", "parameter_names", "variant_of"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -25,7 +26,7 @@ def _concrete(cls: type[Any]) -> Iterator[type[Variant]]:
         yield from _concrete(child)
 
 
-VARIANTS: dict[str, type[Variant]] = {variant.name: variant for variant in _concrete(Variant)}
+VARIANTS: dict[str, type[Variant]] = dict(sorted((variant.name, variant) for variant in _concrete(Variant)))
 """Every variant, by name."""
 
 

@@ -56,8 +56,6 @@ class Variant(ABC):
         options: the fields of ``BoneConfig`` that belong to this variant, with their defaults.
         size_field: the option that sets the size of the tensors, and that ``rank_pattern`` overrides by module.
         dropout_field: the option that holds the dropout probability.
-        adds: whether the variant adds to the frozen layer's output without a look at its weight; then it has
-            :meth:`addition`.
     """
 
     name: ClassVar[str]
@@ -65,7 +63,6 @@ class Variant(ABC):
     options: ClassVar[dict[str, Any]] = {"r": 64, "bone_dropout": 0.0}
     size_field: ClassVar[str] = "r"
     dropout_field: ClassVar[str] = "bone_dropout"
-    adds: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -139,14 +136,6 @@ class Variant(ABC):
         Returns:
             ``(..., out)``.
         """
-
-    @classmethod
-    def addition(cls, x: Tensor, params: Params) -> Tensor:
-        """``dW x (..., out)`` for ``x (..., in)``, of variants that only add.
-
-        With one more dimension in front, ``params`` hold a ``dW`` for each row of ``x (batch, tokens, in)``.
-        """
-        raise NotImplementedError(f"{cls.name} takes the frozen layer to tell")
 
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.bone import bone_layer
-from .base import Below, Dropout, Params, Variant
+from .additive import Additive
+from .base import Below, Dropout, Params
 
 
 def block_sum(x: Tensor, r: int) -> Tensor:
@@ -31,14 +32,13 @@ def block_sum(x: Tensor, r: int) -> Tensor:
     return s
 
 
-class Bone(Variant):
+class Bone(Additive):
     """``y = W x + b + (sum_i x_i) D`` with ``D (r, out)``, that is ``dW = [D^T D^T ...][:, :in]``.
 
     Any ``in`` is allowed; the last block may be ragged.
     """
 
     name = "bone"
-    adds = True
 
     @classmethod
     def selected_by(cls, config: Any) -> bool:
@@ -76,10 +76,6 @@ class Bone(Variant):
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         block = params["bone_block"]
         return block_sum(x, block.shape[-2]) @ block
-
-    @classmethod
-    def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
-        return below.output(x) + cls.addition(dropout(x) if dropout else x, params)
 
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:

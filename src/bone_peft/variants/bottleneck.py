@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Below, Dropout, Params, Variant
+from .additive import Additive
+from .base import Params
 
 
-class Bottleneck(Variant):
+class Bottleneck(Additive):
     """``y = W x + b + up(down(dropout(x)))`` with ``bone_down (w, in)`` and ``bone_up (out, w)``.
 
     ``w = round(bottleneck_size * bottleneck_alpha)``. There is no activation in between, so ``dW = up down`` merges.
     """
 
     name = "bottleneck"
-    adds = True
     parameters = ("bone_down", "bone_up")
     options = {"bottleneck_size": None, "bottleneck_alpha": 1.0, "bottleneck_dropout": 0.0}
     size_field = "bottleneck_size"
@@ -84,10 +84,6 @@ class Bottleneck(Variant):
     @classmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         return x @ params["bone_down"].mT @ params["bone_up"].mT
-
-    @classmethod
-    def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
-        return below.output(x) + cls.addition(dropout(x) if dropout else x, params)
 
     @classmethod
     def lora_factors(cls, params: Params, in_features: int) -> tuple[Tensor, Tensor]:
