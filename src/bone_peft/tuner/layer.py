@@ -304,12 +304,13 @@ class BoneLinear(nn.Module, BoneLayer):
         names = list(dict.fromkeys(row_adapters))
         if len(names) == 1:
             return self._forward_with(names, x, *args, **kwargs)
-        adapters: Any = {name: self.bone_variant[name] for name in names if name in self.bone_variant}
-        if not all(self._only_adds(name) for name in adapters):
+        adapted = [name for name in names if name in self.bone_variant]
+        if not all(self._only_adds(name) for name in adapted):
             return rows.in_turns(x, row_adapters, lambda name, part: self._forward_with([name], part, *args, **kwargs))
         # The frozen layer runs once for all rows.
         y = self._forward_with([], x, *args, **kwargs)
-        return rows.add(y, x, row_adapters, {name: (adapters[name], self._scaled(name)) for name in adapters})
+        adapters: Any = {name: (self.bone_variant[name], self._scaled(name)) for name in adapted}
+        return rows.add(y, x, row_adapters, adapters)
 
     def _only_adds(self, adapter_name: str) -> bool:
         drops = self.training and adapter_name in self.bone_dropout

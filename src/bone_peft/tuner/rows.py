@@ -75,10 +75,8 @@ def _addition(x: Tensor, row_adapters: Sequence[str], adapters: Adapters) -> Ten
     """What the adapters of one group add, each for its row of ``x``."""
     dtype = computing_dtype(x)
     variant, _ = adapters[row_adapters[0]]
-    known = {
-        name: {key: tensor.to(dtype) for key, tensor in adapters[name][1].items()}
-        for name in dict.fromkeys(row_adapters)
-    }
+    used = {name: adapters[name][1] for name in dict.fromkeys(row_adapters)}
+    known = {name: {key: tensor.to(dtype) for key, tensor in params.items()} for name, params in used.items()}
     if len(known) == 1:
         return variant.addition(x.to(dtype), known[row_adapters[0]])
     params = {key: torch.stack([known[name][key] for name in row_adapters]) for key in variant.parameters}
