@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from bone_peft.bench.contestants import FLOOR, Setting, contestant
 from bone_peft.bench.machine import timed
 from bone_peft.rwkv.fresh import fresh_model
-from bone_peft.rwkv.kernels import kernels, take
+from bone_peft.rwkv.kernels import kernels, takes
 from bone_peft.rwkv.names import TARGETS
 from bone_peft.rwkv.recurrence import recurrence as products
 
@@ -184,7 +184,7 @@ def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, fl
         y, _ = function(*values, state, mask)
         return [y, *torch.autograd.grad(y, values, v.to(y.dtype))]
 
-    functions = {"products": products} | ({"flash-linear-attention": kernels} if take(low[3]) else {})
+    functions = {"products": products} | ({"flash-linear-attention": kernels} if takes(low[3]) else {})
     result = {}
     for name, function in functions.items():
         begun = perf_counter()

@@ -1,13 +1,14 @@
 """The way to flash-linear-attention's kernels; on a GPU that has them, also what they give."""
 
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
 import pytest
 import torch
 
 from bone_peft.ops import dispatch
-from bone_peft.rwkv.kernels import LOWEST, _installed, kernels, recurrence, take
+from bone_peft.rwkv.kernels import LOWEST, _installed, kernels, recurrence, takes
 from bone_peft.rwkv.recurrence import recurrence as products
 
 from .test_recurrence import by_token, inputs
@@ -53,9 +54,21 @@ def test_the_lower_bound_is_the_models():
 
 def test_a_cpu_takes_the_products():
     values = inputs(1, 20, torch.float32)
-    assert not take(values[3].bfloat16())
+    assert not takes(values[3].bfloat16())
     for x, y in zip(recurrence(*values), products(*values), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(("found", "wanted"), [("0.5.9", False), ("0.6.0", True), ("1.0", True), (None, False)])
+def test_an_old_package_is_as_good_as_none(monkeypatch, found, wanted):
+    def version(name):
+        assert name == "fla-core"
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("bone_peft.rwkv.kernels.version", version)
+    assert _installed.__wrapped__() is wanted
 
 
 on_gpu = pytest.mark.skipif(
@@ -77,7 +90,7 @@ def on_the_gpu(time, width=64):
 def test_on_a_gpu_output_state_and_gradients_are_those_of_float64(time, masked):
     values = on_the_gpu(time)
     mask = torch.rand(2, time, device="cuda") > 0.3 if masked else None
-    assert take(values[3])
+    assert takes(values[3])
     exact = [x.detach().double().requires_grad_() for x in values]
     found, expected = recurrence(*values, mask), by_token(*exact, mask)
     directions = [torch.randn_like(x) for x in found]
@@ -91,4 +104,4 @@ def test_on_a_gpu_output_state_and_gradients_are_those_of_float64(time, masked):
 @pytest.mark.parametrize("path", [dispatch.PLAIN, dispatch.TORCH])
 def test_a_forced_path_keeps_them_out(monkeypatch, path):
     monkeypatch.setattr(dispatch, "forced", path)
-    assert not take(on_the_gpu(20)[3])
+    assert not takes(on_the_gpu(20)[3])

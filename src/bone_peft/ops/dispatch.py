@@ -44,8 +44,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 @torch.compiler.assume_constant_result
-def device_has_kernels(index: int | None) -> bool:
-    """Whether Triton is there and the GPU of that index new enough for it."""
+def _device_has_kernels(index: int | None) -> bool:
     return _is_new_enough(index)
 
 
@@ -63,12 +62,15 @@ def plain() -> bool:
 
 def use_triton(x: Tensor, r: int) -> bool:
     """Whether Triton kernels take ``x`` (any shape) with blocks of ``r``; if not, torch operations do."""
-    if forced is not None and forced != TRITON:
-        return False
-    if x.dtype not in _HALF or not SMALLEST <= r <= LARGEST:
+    return SMALLEST <= r <= LARGEST and kernels_allowed(x)
+
+
+def kernels_allowed(x: Tensor) -> bool:
+    """Whether kernels in Triton, ours or others', may compute with ``x``."""
+    if forced not in (None, TRITON) or x.dtype not in _HALF:
         return False
     if x.is_cuda:
-        return device_has_kernels(x.device.index) and not torch.are_deterministic_algorithms_enabled()
+        return _device_has_kernels(x.device.index) and not torch.are_deterministic_algorithms_enabled()
     return forced == TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -24,21 +24,12 @@ def recurrence(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`bone_peft.rwkv.recurrence.recurrence`, by the kernels if they take it."""
-    return (kernels if take(v) else products)(r, w, k, v, a, b, state, mask)
+    return (kernels if takes(v) else products)(r, w, k, v, a, b, state, mask)
 
 
-def take(v: Tensor) -> bool:
-    """Whether the kernels compute ``v (batch, time, heads, V)``: on a GPU that Triton knows, in half precision, for a
-    chunk or more. ``BONE_PEFT_PATH`` of ``plain`` or ``torch`` and deterministic mode keep them out."""
-    return (
-        v.is_cuda
-        and v.dtype in (torch.bfloat16, torch.float16)
-        and v.shape[1] >= CHUNK
-        and dispatch.forced in (None, dispatch.TRITON)
-        and dispatch.device_has_kernels(v.device.index)
-        and not torch.are_deterministic_algorithms_enabled()
-        and _installed()
-    )
+def takes(v: Tensor) -> bool:
+    """Whether the kernels compute ``v (batch, time, heads, V)``: on a GPU, in 16 bits, for a chunk or more."""
+    return v.is_cuda and v.shape[1] >= CHUNK and dispatch.kernels_allowed(v) and _installed()
 
 
 def kernels(
