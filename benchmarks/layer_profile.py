@@ -41,9 +41,9 @@ OURS = ("_block_sum", "_add_to_blocks", "_product", "_bone_token", "_bat_weight"
 
 
 def main(
+    what: Annotated[list[str], typer.Option(default_factory=lambda: ["bone"], show_default="bone")],
     shape: str = "llama2-7b",
     layers: int = 4,
-    what: Annotated[list[str], typer.Option()] = ["bone"],  # noqa: B006 - typer copies it
     batch: int = 4,
     length: int = 1024,
     r: int = 64,

@@ -15,7 +15,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
@@ -26,8 +26,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from bone_peft.bench.contestants import FLOOR, Setting, contestant
+from bone_peft.bench.contestants import Setting
 from bone_peft.bench.machine import timed
+from bone_peft.bench.train import Regime, compare
 from bone_peft.rwkv.fresh import fresh_model
 from bone_peft.rwkv.kernels import kernels, takes
 from bone_peft.rwkv.names import TARGETS
@@ -40,19 +41,9 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-@dataclass
-class Runner:
-    """A step and its milliseconds. ``own``: its bytes at rest, beside the base; ``peak``: at most, with the base."""
-
-    step: Callable[[], None]
-    own: int
-    peak: int = 0
-    spans: list[float] = field(default_factory=list)
-
-
 def main(
+    what: Annotated[list[str], typer.Option(default_factory=lambda: ["bone"], show_default="bone")],
     size: str = "0.1B",
-    what: Annotated[list[str], typer.Option()] = ["bone"],  # noqa: B006 - typer copies it
     r: int = 64,
     batch: int = 4,
     length: int = 512,
@@ -62,9 +53,6 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = _base(size, device)
     ids = torch.randint(1, base.config.vocab_size, (batch, length), device=device)
-    embedded = base.get_input_embeddings()(ids).detach().requires_grad_()
-    inputs = {"inputs_embeds": embedded, "labels": ids}
-    setting = Setting(list(TARGETS), r)
 
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
@@ -78,8 +66,15 @@ def main(
     }
     for kind in ("plain", "checkpointing"):
         gc.collect()  # models hold themselves in cycles
-        result[kind] = _compare([FLOOR, *what], base, setting, inputs, kind == "checkpointing", rounds, steps)
-        print(kind, result[kind], file=sys.stderr)
+        regime = Regime(
+            batch=batch,
+            length=length,
+            device=device,
+            checkpointing=kind == "checkpointing",
+            rounds=rounds,
+            steps=steps,
+        )
+        result[kind] = compare(base, regime, Setting(list(TARGETS), r), what, partial(print, file=sys.stderr))
     print(json.dumps(result, indent=1))
 
 
@@ -90,76 +85,6 @@ def _base(size: str, device: str) -> Any:
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.01)
     return model.to(device, torch.bfloat16)
-
-
-def _compare(
-    names: list[str],
-    base: Any,
-    setting: Setting,
-    inputs: dict[str, Tensor],
-    checkpointing: bool,
-    rounds: int,
-    steps: int,
-) -> dict[str, dict[str, float]]:
-    device, embedded = base.device.type, inputs["inputs_embeds"]
-    runners: dict[str, Runner] = {}
-    for name in names:
-        at_rest = _allocated(device)
-        step = _step(contestant(name, base, setting), inputs, checkpointing)
-        step()
-        step()
-        embedded.grad = None
-        runners[name] = Runner(step, _allocated(device) - at_rest)
-    for _ in range(rounds):
-        for runner in runners.values():
-            runner.step()
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            runner.spans += timed(runner.step, device, steps)
-            if device == "cuda":
-                others = sum(other.own for other in runners.values() if other is not runner)
-                runner.peak = max(runner.peak, torch.cuda.max_memory_allocated() - others)
-            embedded.grad = None
-    return _summary(runners)
-
-
-def _step(model: Any, inputs: dict[str, Tensor], checkpointing: bool) -> Callable[[], None]:
-    model.train()
-    if checkpointing:
-        _inner(model).gradient_checkpointing_enable({"use_reentrant": False})
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True) if trained else None
-
-    def step() -> None:
-        inputs["inputs_embeds"].grad = None
-        model(**inputs, use_cache=False).loss.backward()
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return step
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _allocated(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else 0
-
-
-def _summary(runners: dict[str, Runner]) -> dict[str, dict[str, float]]:
-    floor = runners[FLOOR]
-    return {
-        name: {
-            "ms": round(median(runner.spans), 2),
-            "fastest_ms": round(min(runner.spans), 2),
-            "slowest_ms": round(max(runner.spans), 2),
-            "floors": round(median(runner.spans) / median(floor.spans), 3),
-            **({"peak_gib": round(runner.peak / 2**30, 3)} if runner.peak else {}),
-        }
-        for name, runner in runners.items()
-    }
 
 
 def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, float]]:

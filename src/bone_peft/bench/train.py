@@ -67,9 +67,15 @@ def measure(regime: Regime, setting: Setting, names: list[str], say: Callable[[s
         By contestant: ``ms`` (median), ``spread`` (the quartiles), ``floors`` (``ms`` over the floor's),
         ``peak_gib``, ``over_gib`` (peak over the floor's), ``parameters``, or ``failed``.
     """
+    return compare(random_model(regime.shape, regime.layers, regime.dtype, regime.device), regime, setting, names, say)
+
+
+def compare(
+    base: Any, regime: Regime, setting: Setting, names: list[str], say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """:func:`measure` on a frozen model at hand, whatever its architecture."""
     if regime.compiled:
         allow_recompiles()
-    base = random_model(regime.shape, regime.layers, regime.dtype, regime.device)
     batch = make_batch(base, regime)
     weights = _allocated(regime)
     runners = []
