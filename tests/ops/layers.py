@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from bone_peft.ops import dispatch, onednn
+from bone_peft.ops import bone, dispatch, onednn
 from bone_peft.tuner.stack import Adapted, Frozen
 from bone_peft.variants import VARIANTS
 
@@ -17,22 +17,28 @@ KERNELS = INTERPRETED or DEVICE == "cuda"
 # Triton's interpreter has no bfloat16.
 HALF = torch.float16 if INTERPRETED else torch.bfloat16
 ONEDNN = onednn._there and DEVICE == "cpu"
-PATHS = [("torch", torch.float32), ("torch", torch.bfloat16)]
+PATHS = [("torch", torch.float32), ("torch", torch.bfloat16), ("few tokens", torch.bfloat16)]
 PATHS += [("onednn", torch.float32)] if ONEDNN else []
 PATHS += [("triton", HALF)] if KERNELS else []
 
 
 @contextmanager
 def path(name):
-    """Force a path. ``onednn`` is ``torch`` with all its float32 products by oneDNN, also small ones."""
-    before = dispatch.forced, onednn.SMALLEST
+    """Force a path.
+
+    ``onednn`` is ``torch`` with all its float32 products by oneDNN, also small ones; ``few tokens`` is what a GPU takes
+    for them with Bone.
+    """
+    before = dispatch.forced, onednn.SMALLEST, bone._few_tokens
     if name == "onednn":
         name, onednn.SMALLEST = "torch", 1
+    if name == "few tokens":
+        name, bone._few_tokens = None, lambda x, block: True
     dispatch.forced = name
     try:
         yield
     finally:
-        dispatch.forced, onednn.SMALLEST = before
+        dispatch.forced, onednn.SMALLEST, bone._few_tokens = before
 
 
 class Case:

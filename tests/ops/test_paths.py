@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bone_peft.errors import BoneError
-from bone_peft.ops import bone, dispatch
+from bone_peft.ops import dispatch
 from bone_peft.ops.product import product
 
 from .layers import DEVICE, HALF, KERNELS, PATHS, Case, assert_as_good_as, distance, gradients, path
@@ -34,10 +34,12 @@ def test_agrees_with_the_definition(variant, features, r, name, dtype, hooked):
 
 
 @pytest.mark.parametrize(("name", "dtype"), PATHS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_input_that_is_not_contiguous(variant, name, dtype):
-    case = Case(variant, dtype, bias=False)
-    across = torch.randn(96, 11, 3).to(dtype=dtype, device=DEVICE).permute(2, 1, 0).requires_grad_()
+@pytest.mark.parametrize(("variant", "features", "r"), SHAPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("hooked", [False, True], ids=["plain-linear", "black-box"])
+def test_input_that_is_not_contiguous(variant, features, r, bias, hooked, name, dtype):
+    case = Case(variant, dtype, features, r, bias=bias, hooked=hooked)
+    across = torch.randn(features[0], 11, 3).to(dtype=dtype, device=DEVICE).permute(2, 1, 0).requires_grad_()
     check(case, name, x=across)
 
 
@@ -98,7 +100,7 @@ def test_gradient_checkpointing(variant, name, dtype, reentrant):
         torch.testing.assert_close(found, expected, rtol=1e-2 if name == "triton" else 1e-6, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["torch", *(["triton"] if KERNELS and DEVICE == "cuda" else [])])
+@pytest.mark.parametrize("name", ["torch", "few tokens", *(["triton"] if KERNELS and DEVICE == "cuda" else [])])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_autocast(variant, name, weights):
@@ -146,16 +148,6 @@ def test_the_environment_names_a_path(monkeypatch):
     monkeypatch.setenv("BONE_PEFT_PATH", "fast")
     with pytest.raises(BoneError, match="BONE_PEFT_PATH is 'fast'"):
         dispatch._read_environment()
-
-
-@pytest.mark.parametrize("features", [(96, 64), (100, 72)])
-@pytest.mark.parametrize("hooked", [False, True])
-def test_few_tokens_on_a_gpu_go_by_native_autograd(features, hooked, monkeypatch):
-    monkeypatch.setattr(bone, "_few_tokens", lambda x, block: True)
-    case = Case("bone", torch.bfloat16, features, hooked=hooked)
-    check(case, None)
-    across = torch.randn(features[0], 11, 3).to(dtype=torch.bfloat16, device=DEVICE).permute(2, 1, 0).requires_grad_()
-    check(case, None, x=across)
 
 
 @pytest.mark.skipif(not KERNELS, reason="needs a GPU, or Triton's interpreter")
