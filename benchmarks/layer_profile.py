@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from bone_peft.bench.contestants import FLOOR, Setting
-from bone_peft.bench.machine import describe, timed
-from bone_peft.bench.shapes import random_model
-from bone_peft.bench.train import Regime, allow_recompiles, make_batch, make_step
+from bone_peft.costs.bench.contestants import FLOOR, Setting
+from bone_peft.costs.bench.machine import describe, timed
+from bone_peft.costs.bench.shapes import random_model
+from bone_peft.costs.bench.training_step import Regime, allow_recompiles, make_batch, make_step
 
 KINDS = {
     "compiler's": ("triton_",),

@@ -20,7 +20,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from bone_peft import BoneConfig
-from bone_peft.estimate import config_of
+from bone_peft.costs.estimation import config_of
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 CONFIGS = {

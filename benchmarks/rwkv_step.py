@@ -26,12 +26,12 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from bone_peft.bench.contestants import Setting
-from bone_peft.bench.machine import timed
-from bone_peft.bench.train import Regime, compare
+from bone_peft.costs.bench.contestants import Setting
+from bone_peft.costs.bench.machine import timed
+from bone_peft.costs.bench.training_step import Regime, compare
 from bone_peft.rwkv.fresh import fresh_model
 from bone_peft.rwkv.kernels import kernels, takes
-from bone_peft.rwkv.names import TARGETS
+from bone_peft.rwkv.pth_names import TARGETS
 from bone_peft.rwkv.recurrence import recurrence as products
 
 SIZES: dict[str, dict[str, int]] = {

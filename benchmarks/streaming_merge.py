@@ -142,9 +142,9 @@ def _make_base(folder: Path, layers: int) -> None:
     """Random weights, written tensor by tensor."""
     import torch
 
-    from bone_peft.checkpoints.outline import outline
-    from bone_peft.checkpoints.rewrite import as_bytes
-    from bone_peft.reading.safetensors_file import header_bytes
+    from bone_peft.files.checkpoints.outline import outline
+    from bone_peft.files.checkpoints.rewrite import as_bytes
+    from bone_peft.io.safetensors_file import header_bytes
 
     base = folder / "base"
     base.mkdir(parents=True)
@@ -183,8 +183,8 @@ def _make_adapter(folder: Path, variant: str) -> None:
     from transformers import AutoConfig
 
     from bone_peft import BoneConfig
-    from bone_peft.adapters import Adapter, write_adapter
-    from bone_peft.checkpoints.outline import linear_shape, outline
+    from bone_peft.files.adapters import Adapter, write_adapter
+    from bone_peft.files.checkpoints.outline import linear_shape, outline
 
     config = BoneConfig(target_modules=TARGETS, task_type="CAUSAL_LM", **OPTIONS[variant])
     model = outline(AutoConfig.from_pretrained(folder / "base"))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import typer
 
-from bone_peft.convert import convert
 from bone_peft.errors import BoneError
-from bone_peft.inspection import inspect_adapter
-from bone_peft.merging import merge
+from bone_peft.files.conversion import convert
+from bone_peft.files.inspection import inspect_adapter
+from bone_peft.files.merging import merge
 
 from . import mutations
 

@@ -17,16 +17,16 @@ from pretrain import SMALL, WORLD_01B, pretrain
 from rich.console import Console
 from rich.table import Table
 
-from bone_peft.bases import load_adapter, load_base
 from bone_peft.cli.process import keep_freed_memory, quiet
-from bone_peft.convert import convert
-from bone_peft.data import load_data
-from bone_peft.evaluation import Subject, evaluate
-from bone_peft.evaluation.tokens import encode, expected_text
-from bone_peft.measure import peak_memory_bytes
-from bone_peft.merging import merge
+from bone_peft.costs.measure import peak_memory_bytes
+from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.files.conversion import convert
+from bone_peft.files.merging import merge
+from bone_peft.runs.data import load_data
+from bone_peft.runs.evaluation import Subject, evaluate
+from bone_peft.runs.evaluation.tokens import encode, expected_text
+from bone_peft.runs.training import Recipe, train
 from bone_peft.rwkv.tokenizer import vocabulary_of
-from bone_peft.training import Recipe, train
 
 ADAPTERS = {"Bone": {"r": 64}, "Bat": {"r": 64, "init_weights": "bat", "share": "input"}}
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from bone_peft.rwkv.checkpoint import save_model
+from bone_peft.runs.training.callbacks import ProgressReport
 from bone_peft.rwkv.fresh import fresh_model
+from bone_peft.rwkv.pth_model import save_model
 from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabulary
-from bone_peft.training.callbacks import ProgressReport
 
 
 @dataclass(frozen=True)

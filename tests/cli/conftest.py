@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..training.tiny import make_base, sums, write_rows
+from ..runs.tiny import make_base, sums, write_rows
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from ..training.tiny import make_base
+from ..runs.tiny import make_base
 from .test_commands import bone
 
 

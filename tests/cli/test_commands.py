@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from bone_peft import recipes
 from bone_peft.cli.main import app
+from bone_peft.runs import recipes
 
-from ..training.test_train import reference_loss
-from ..training.tiny import sums, write_rows
+from ..runs.test_train import reference_loss
+from ..runs.tiny import sums, write_rows
 
 
 def bone(*arguments, **kwargs):

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from bone_peft.cli.main import app
-from bone_peft.rwkv.checkpoint import save_model
 from bone_peft.rwkv.fresh import fresh_model
+from bone_peft.rwkv.pth_model import save_model
 from bone_peft.rwkv.tokenizer import VOCABULARY, world_vocabulary
 
 ROWS = 512

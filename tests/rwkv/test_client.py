@@ -7,10 +7,10 @@ import torch
 from peft import get_peft_model
 
 from bone_peft import BoneConfig
-from bone_peft.adapters import read_adapter, write_adapter
-from bone_peft.bases import load_adapter, load_base
-from bone_peft.merging import merge
-from bone_peft.rwkv.checkpoint import load_model
+from bone_peft.files.adapters import read_adapter, write_adapter
+from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.files.merging import merge
+from bone_peft.rwkv.pth_model import load_model
 
 TIME = ["mix", "w_lora", "a_lora", "v_lora", "g_lora"]
 NORMS = ["attn_norm", "ffn_norm", "pre_norm", "g_norm", "model.norm"]

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from bone_peft.ops import dispatch
+from bone_peft.method.ops import dispatch
 from bone_peft.rwkv.kernels import LOWEST, _installed, kernels, recurrence, takes
 from bone_peft.rwkv.recurrence import recurrence as products
 

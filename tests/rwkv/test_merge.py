@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bone_peft.adapters import read_adapter, write_adapter
 from bone_peft.errors import BoneError
-from bone_peft.merging import merge
+from bone_peft.files.adapters import read_adapter, write_adapter
+from bone_peft.files.merging import merge
 
 NAMES = ("base", "adapter", "merged")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bone_peft.adapters import read_adapter
 from bone_peft.errors import BoneError
+from bone_peft.files.adapters import read_adapter
 
 from .conftest import run
 

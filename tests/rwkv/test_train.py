@@ -6,14 +6,14 @@ import re
 import pytest
 import torch
 
-from bone_peft.adapters import read_adapter
-from bone_peft.bases import load_adapter, load_base
-from bone_peft.convert import convert
-from bone_peft.data import load_data
 from bone_peft.errors import BoneError
-from bone_peft.merging import merge
+from bone_peft.files.adapters import read_adapter
+from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.files.conversion import convert
+from bone_peft.files.merging import merge
+from bone_peft.runs.data import load_data
+from bone_peft.runs.training import Recipe, train
 from bone_peft.rwkv.tokenizer import VOCABULARY
-from bone_peft.training import Recipe, train
 
 BAT = {"r": 16, "init_weights": "bat", "share": "input"}
 

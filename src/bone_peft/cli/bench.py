@@ -72,8 +72,8 @@ def train(
     json_file: str = Json,
     chart_file: str = Chart,
 ) -> None:
-    from bone_peft.bench.contestants import CONTESTANTS, Setting
-    from bone_peft.bench.train import Regime, measure
+    from bone_peft.costs.bench.contestants import CONTESTANTS, Setting
+    from bone_peft.costs.bench.training_step import Regime, measure
 
     device = _device(device)
     regime = Regime(shape, layers, batch, length, _dtype(dtype), device, compiled, checkpointing, rounds, steps)
@@ -82,7 +82,7 @@ def train(
     _print_training(results, how)
     _keep("train", device, results, json_file)
     if chart_file is not None:
-        from bone_peft.bench.report import chart
+        from bone_peft.costs.bench.results import chart
 
         chart(chart_file, {n: row["floors"] for n, row in results.items() if "floors" in row}, how, "step time / floor")
 
@@ -105,8 +105,8 @@ def infer(
     json_file: str = Json,
     chart_file: str = Chart,
 ) -> None:
-    from bone_peft.bench.contestants import Setting
-    from bone_peft.bench.infer import Regime, measure
+    from bone_peft.costs.bench.contestants import Setting
+    from bone_peft.costs.bench.inference import Regime, measure
 
     device = _device(device)
     regime = Regime(shape, layers, batch, prompt, tokens, _dtype(dtype), device, compiled, rounds)
@@ -116,7 +116,7 @@ def infer(
     _print_inference(results, how)
     _keep("infer", device, results, json_file)
     if chart_file is not None:
-        from bone_peft.bench.report import chart
+        from bone_peft.costs.bench.results import chart
 
         chart(chart_file, {n: row["decode"]["bases"] for n, row in results.items()}, how, "decoding speed / base")
 
@@ -183,7 +183,7 @@ def _print_inference(results: dict[str, Any], how: str) -> None:
 def _keep(kind: str, device: str, results: dict[str, Any], json_file: str | None) -> None:
     if json_file is None:
         return
-    from bone_peft.bench.machine import describe
-    from bone_peft.bench.report import save
+    from bone_peft.costs.bench.machine import describe
+    from bone_peft.costs.bench.results import save
 
     save(json_file, {"kind": kind, "machine": describe(device), "results": results})

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bone_peft.evaluation import Score
+    from bone_peft.runs.evaluation import Score
 
 
 def speaks() -> bool:

@@ -37,7 +37,7 @@ def convert(
     from rich.console import Console
     from rich.table import Table
 
-    from bone_peft.convert import convert as run
+    from bone_peft.files.conversion import convert as run
 
     result = run(adapter, to, out, base=base, rank=rank, energy=energy, uniform=uniform, dtype=dtype, force=force)
     if to == "lora" and result.adapter.config.rank_pattern:

@@ -8,8 +8,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from bone_peft.evaluation import Score
-    from bone_peft.training import TrainResult
+    from bone_peft.runs.evaluation import Score
+    from bone_peft.runs.training import TrainResult
 
 _HELP = """The main job on real input, in minutes on two cores.
 
@@ -36,14 +36,15 @@ def demo(
     eval_rows: int = typer.Option(None, min=1, help="Held-out problems to score; default: all of the recipe's."),
     force: bool = typer.Option(False, "--force", help="Replace a run that OUT holds."),
 ) -> None:
-    from bone_peft.bases import load_base
-    from bone_peft.cli.console import ScoringProgress, console
-    from bone_peft.data import load_data
-    from bone_peft.evaluation import Subject, evaluate, stream_answer
-    from bone_peft.merging import merge
-    from bone_peft.training import Recipe, train
-    from bone_peft.training.report import write_report
-    from bone_peft.training.run_folder import RunFolder
+    from bone_peft.files.bases import load_base
+    from bone_peft.files.merging import merge
+    from bone_peft.runs.data import load_data
+    from bone_peft.runs.evaluation import Subject, evaluate, stream_answer
+    from bone_peft.runs.training import Recipe, train
+    from bone_peft.runs.training.report import write_report
+    from bone_peft.runs.training.run_folder import RunFolder
+
+    from .console import ScoringProgress, console
 
     screen = console()
     values = {"out": out} | ({"training.max_steps": steps} if steps is not None else {})

@@ -9,7 +9,7 @@ from rich.table import Table
 from bone_peft.errors import BoneError
 
 if TYPE_CHECKING:
-    from bone_peft.estimate import Estimate
+    from bone_peft.costs.estimation import Estimate
 
 _HELP = """What an adapter would cost: parameters, file, optimizer, training memory; all methods side by side.
 
@@ -51,8 +51,8 @@ def estimate(
     import torch
     from rich.console import Console
 
-    from bone_peft.estimate import estimate as run
-    from bone_peft.estimate import write_chart
+    from bone_peft.costs.estimation import estimate as run
+    from bone_peft.costs.estimation import write_chart
 
     for name in (dtype, adapter_dtype):
         if name not in _DTYPES:

@@ -39,11 +39,12 @@ def evaluate(
     import json
     from dataclasses import asdict
 
-    from bone_peft.cli.console import ScoringProgress, console, score_table
-    from bone_peft.data import load_data
-    from bone_peft.evaluation import evaluate as run
-    from bone_peft.evaluation import subjects_of
-    from bone_peft.files import whole_file
+    from bone_peft.io.whole import whole_file
+    from bone_peft.runs.data import load_data
+    from bone_peft.runs.evaluation import evaluate as run
+    from bone_peft.runs.evaluation import subjects_of
+
+    from .console import ScoringProgress, console, score_table
 
     if adapter is not None and base is None:
         raise BoneError("--adapter needs the --base it was trained on.")

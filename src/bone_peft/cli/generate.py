@@ -39,9 +39,9 @@ def generate(
     if not text:
         raise BoneError("The prompt is empty; give it as an argument or on standard input.")
 
-    from bone_peft.bases import load_adapter, load_base
-    from bone_peft.evaluation import stream_answer
-    from bone_peft.measure import best_device
+    from bone_peft.costs.measure import best_device
+    from bone_peft.files.bases import load_adapter, load_base
+    from bone_peft.runs.evaluation import stream_answer
 
     model, tokenizer = load_base(base, dtype="bfloat16" if bf16 else "float32", device=best_device())
     if adapter is not None:

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bone_peft.inspection import Inspection
+    from bone_peft.files.inspection import Inspection
 
 _HELP = """Say what an adapter is: method, variant, r, modules, norms, size, base, and whether it is well.
 
@@ -36,7 +36,7 @@ def inspect(
 
     from rich.console import Console
 
-    from bone_peft.inspection import inspect_adapter
+    from bone_peft.files.inspection import inspect_adapter
 
     found = inspect_adapter(path)
     if as_json:

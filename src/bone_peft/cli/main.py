@@ -5,11 +5,12 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from bone_peft.cli import bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
-from bone_peft.cli.console import speaks
-from bone_peft.cli.process import keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 from bone_peft.errors import BoneError
-from bone_peft.files import is_full_disk
+from bone_peft.io.whole import is_full_disk
+
+from . import bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
+from .console import speaks
+from .process import keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
 
 class Sentences(TyperGroup):

@@ -42,9 +42,9 @@ def merge(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from bone_peft.measure import peak_memory_bytes
-    from bone_peft.merging import merge as run
-    from bone_peft.merging import verify as compare
+    from bone_peft.costs.measure import peak_memory_bytes
+    from bone_peft.files.merging import merge as run
+    from bone_peft.files.merging import verify as compare
 
     console = Console()
     weights = weight or None

@@ -8,7 +8,7 @@ import threading
 import warnings
 from functools import partial
 
-from bone_peft.files import is_full_disk
+from bone_peft.io.whole import is_full_disk
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch")
 

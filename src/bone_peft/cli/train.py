@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bone_peft import recipes
-from bone_peft.cli.console import console
 from bone_peft.errors import BoneError
+from bone_peft.runs import recipes
+
+from .console import console
 
 _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
@@ -119,8 +120,8 @@ def train(
 ) -> None:
     given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
 
-    from bone_peft.training import train as run
-    from bone_peft.training.recipe import parse_value
+    from bone_peft.runs.training import train as run
+    from bone_peft.runs.training.recipe import parse_value
 
     for name, parse in {"init_weights": parse_value, "target_modules": _modules}.items():
         if name in given:
@@ -137,8 +138,8 @@ def train(
 
 def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
     """The recipe named, else the one of the run to resume, else an empty one."""
-    from bone_peft.training.recipe import Recipe
-    from bone_peft.training.run_folder import RunFolder
+    from bone_peft.runs.training.recipe import Recipe
+    from bone_peft.runs.training.run_folder import RunFolder
 
     if name is not None:
         return Recipe.load(name)
@@ -153,7 +154,7 @@ def _modules(text: str) -> str | list[str]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    from bone_peft.training.recipe import parse_value
+    from bone_peft.runs.training.recipe import parse_value
 
     key, equals, value = text.partition("=")
     if not equals:

@@ -20,7 +20,7 @@ def fresh_model(hidden_size: int = 768, layers: int = 12, vocab_size: int = 6553
     """
     from rwkv7_hf import RWKV7Config
 
-    from .model import RwkvForCausalLM
+    from .causal_lm import RwkvForCausalLM
 
     model = RwkvForCausalLM(
         RWKV7Config(

@@ -11,7 +11,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from ..ops import dispatch
+from bone_peft.method.ops import dispatch
+
 from .recurrence import CHUNK
 from .recurrence import recurrence as products
 

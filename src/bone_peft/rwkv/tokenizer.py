@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import BoneError
+from bone_peft.errors import BoneError
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 

@@ -1,0 +1,1 @@
+"""What an adapter will cost, and what it does cost."""

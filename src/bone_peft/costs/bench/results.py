@@ -1,0 +1,45 @@
+"""Results as a file and as a chart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bone_peft.io.whole import whole_file
+
+_OURS, _PEERS = "#1f77b4", "#b0b0b0"
+
+
+def save(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON; an existing file is replaced in one piece."""
+    with whole_file(path) as file:
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def chart(path: str | Path, values: dict[str, float], title: str, axis: str, line: float = 1.0) -> None:
+    """Horizontal bars by contestant, ours in blue.
+
+    Args:
+        path: where to; the suffix says the format.
+        values: by contestant, drawn from top to bottom.
+        title: above the bars.
+        axis: what the numbers are.
+        line: where the floor, or the base, is.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.6 + 0.32 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    names = list(values)
+    colors = [_PEERS if name.startswith("peft-") else _OURS for name in names]
+    bars = axes.barh(names, list(values.values()), color=colors)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.axvline(line, color="black", linewidth=0.8, linestyle="--")
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel(axis)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=150, format=Path(path).suffix.lstrip(".") or "png")

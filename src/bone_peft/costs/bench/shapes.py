@@ -1,0 +1,62 @@
+"""Model shapes by name. Weights are random: speed does not depend on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+from bone_peft.errors import BoneError
+
+
+def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> Any:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        **more,
+    }
+
+
+SHAPES: dict[str, Any] = {
+    "llama2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
+    "llama3.2-3b": _llama(3072, 8192, 28, 24, 8, 128256, head_dim=128, tie_word_embeddings=True),
+    "smollm2": _llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
+    "tiny": _llama(64, 128, 2, 2, 2, 256),
+}
+
+
+def config_of(shape: str) -> PretrainedConfig:
+    """The configuration for a name in :data:`SHAPES`, or that of a model folder.
+
+    Raises:
+        BoneError: if it is neither.
+    """
+    if shape in SHAPES:
+        return LlamaConfig(**SHAPES[shape])
+    if (Path(shape) / "config.json").is_file():
+        return AutoConfig.from_pretrained(shape)
+    raise BoneError(f"{shape} is neither a known shape ({', '.join(SHAPES)}) nor a folder with a config.json.")
+
+
+def random_model(shape: str, layers: int | None, dtype: torch.dtype, device: str) -> nn.Module:
+    """A frozen causal language model of that shape with random weights.
+
+    Args:
+        shape: as in :func:`config_of`.
+        layers: how many decoder layers it has, ``None`` for as many as the shape says.
+        dtype, device: of its weights.
+    """
+    config = config_of(shape)
+    if layers is not None:
+        config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.requires_grad_(False)

@@ -1,0 +1,142 @@
+"""``estimate``: the costs of all methods for one model, side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bone_peft.errors import BoneError
+from bone_peft.files.checkpoints.outline import linear_shape, outline
+from bone_peft.method.tuner import BoneConfig, BoneLayer, BoneModel
+
+from .memory import saved_bytes
+from .methods import METHODS, Layers, Method
+from .models import config_of
+from .recommended import Recommended, recommended
+
+SIZES = {"Bone": 64, "Bat": 64, "Bat, input-shared": 64, "LoRA": 32}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs.
+
+    Attributes:
+        method: its name.
+        size: ``r``, or the width of the bottleneck.
+        trainable: parameters.
+        share: of the base's parameters.
+        file_bytes: of the saved adapter's tensors.
+        optimizer_bytes: AdamW's two moments, in float32.
+        training_bytes: base, adapter, its gradients, optimizer and what a step keeps; ``None`` if not known.
+        refusal: why this model cannot have it, or ``None``.
+    """
+
+    method: str
+    size: int
+    trainable: int = 0
+    share: float = 0.0
+    file_bytes: int = 0
+    optimizer_bytes: int = 0
+    training_bytes: int | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What all methods cost for a model.
+
+    Attributes:
+        model: its name.
+        parameters: of the base.
+        layers: ``(out, in)`` of each adapted module.
+        costs: one for each method.
+        settings: the Bottleneck settings that are recommended for this size of model.
+    """
+
+    model: str
+    parameters: int
+    layers: Layers
+    costs: list[Cost]
+    settings: Recommended
+
+    def curve(self, method: str, sizes: list[int]) -> list[tuple[int, int]]:
+        """``(size, trainable parameters)`` where the method allows the size."""
+        chosen = METHODS[method]
+        return [(size, chosen.count(self.layers, size)) for size in sizes if chosen.why_not(self.layers, size) is None]
+
+
+def estimate(
+    model: str,
+    *,
+    target_modules: list[str] | str = "all-linear",
+    sizes: Mapping[str, int] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    adapter_dtype: torch.dtype = torch.float32,
+    batch: int = 1,
+    length: int = 1024,
+    memory: bool = True,
+) -> Estimate:
+    """Count and add up what each method would cost. Nothing is loaded or allocated.
+
+    Args:
+        model: a known name, a model folder or a hub name.
+        target_modules: as for ``BoneConfig``.
+        sizes: ``r`` by method (for Bottleneck: its width). By default 64 for Bone and Bat, 32 for LoRA, and for
+            Bottleneck what is recommended for the model's size.
+        dtype: of the base.
+        adapter_dtype: of the adapter, in training and in its file.
+        batch, length: rows and tokens of a training step, without gradient checkpointing.
+        memory: whether to work out ``training_bytes``; that takes seconds for large models.
+
+    Raises:
+        BoneError: no such model, a method that there is not, or a size below 1.
+    """
+    config = config_of(model)
+    config.dtype = dtype
+    shape = outline(config, None if config.architectures else "CAUSAL_LM")
+    parameters = sum(parameter.numel() for parameter in shape.parameters())
+    settings = recommended(parameters)
+    wanted = SIZES | {"Bottleneck": round(settings.size[0] * settings.alpha[0])} | dict(sizes or {})
+    unknown = set(wanted) - set(METHODS)
+    if unknown or any(size < 1 for size in wanted.values()):
+        raise BoneError(f"Sizes have to be at least 1, for {', '.join(METHODS)}: {wanted} is not.")
+    layers = _layers(shape, target_modules)
+
+    def cost(method: Method, size: int) -> Cost:
+        why_not = method.why_not(layers, size)
+        if why_not is not None:
+            return Cost(method.name, size, refusal=why_not)
+        trainable = method.count(layers, size)
+        step = saved_bytes(shape, method.config(size, list(layers)), adapter_dtype, batch, length) if memory else None
+        # The backward of the loss holds the gradient of the logits twice, in float32 and in the base's type.
+        logits = batch * length * config.get_text_config().vocab_size * (4 + dtype.itemsize)
+        fixed = parameters * dtype.itemsize + trainable * (2 * adapter_dtype.itemsize + 8) + logits
+        return Cost(
+            method.name,
+            size,
+            trainable,
+            trainable / parameters,
+            trainable * adapter_dtype.itemsize,
+            trainable * 8,
+            None if step is None else fixed + step,
+        )
+
+    costs = [cost(method, wanted[name]) for name, method in METHODS.items()]
+    return Estimate(model, parameters, layers, costs, settings)
+
+
+def _layers(model: nn.Module, target_modules: list[str] | str) -> dict[str, tuple[int, int]]:
+    """The layers that PEFT would adapt."""
+    options: dict[str, Any] = {"r": 1, "target_modules": target_modules}
+    try:
+        tuned = BoneModel(copy.deepcopy(model), BoneConfig(**options), "default", low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise BoneError(f"These target_modules do not fit the model: {error}") from None
+    names = [name for name, module in tuned.model.named_modules() if isinstance(module, BoneLayer)]
+    return {name: shape for name in names if (shape := linear_shape(model, name)) is not None}

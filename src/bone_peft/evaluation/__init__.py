@@ -1,7 +1,0 @@
-"""How good is it: loss and exact match on held-out rows, and answers to read."""
-
-from .evaluate import Subject, evaluate, subjects_of
-from .generate import answer_samples, stream_answer
-from .score import Score, score
-
-__all__ = ["Score", "Subject", "answer_samples", "evaluate", "score", "stream_answer", "subjects_of"]

@@ -1,0 +1,1 @@
+"""Adapters and base models as files: formats, conversion, merging."""

@@ -1,0 +1,25 @@
+"""Bases in RWKV's own format: one ``.pth`` file."""
+
+from pathlib import Path
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+
+def accepts(base: str) -> bool:
+    return base.endswith(".pth")
+
+
+def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
+    if not Path(base).is_file():
+        raise BoneError(f"There is no base model at {base!r}; give the path of RWKV's .pth file.")
+    try:
+        from bone_peft.rwkv.pth_model import load_model
+        from bone_peft.rwkv.tokenizer import load_tokenizer
+
+        model = load_model(base, **kwargs)
+        return model, load_tokenizer(base, model.config.vocab_size)
+    except ModuleNotFoundError as error:
+        if error.name not in ("rwkv", "rwkv7_hf"):
+            raise
+        raise BoneError(f"RWKV needs the package {error.name}; run: pip install 'bone-peft[rwkv]'") from None

@@ -1,0 +1,71 @@
+"""``load_adapter``: a saved PEFT adapter onto a base, or one sentence that says why not."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+
+def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
+    """Put the adapter in ``folder`` onto ``model``.
+
+    Args:
+        model: a base from :func:`bone_peft.files.bases.load_base`.
+        folder: a PEFT folder (``adapter_config.json`` and ``adapter_model.safetensors``), or RWKV-PEFT's ``.pth`` file.
+        trainable: leave the adapter's parameters trainable.
+
+    Returns:
+        The :class:`peft.PeftModel`.
+
+    Raises:
+        BoneError: no adapter there, a file is damaged or foreign, or it was made for another architecture.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    import bone_peft  # noqa: F401  (registers BONE with PEFT)
+
+    folder = Path(folder)
+    if folder.suffix == ".pth":
+        return _load_rwkv_peft(model, folder, trainable)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise BoneError(f"There is no adapter in {folder}: {name} is missing.")
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+            stored = set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise BoneError(
+            f"{folder / 'adapter_model.safetensors'} is damaged or no safetensors file ({error}); "
+            "take another copy or an earlier checkpoint."
+        ) from error
+    try:
+        peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        raise _mismatch(folder, model, str(error).strip().splitlines()[0]) from error
+    wanted = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    if missing := sorted(wanted - stored):
+        raise _mismatch(folder, model, f"{len(missing)} tensors are missing from its file, such as {missing[0]}")
+    if spare := sorted(stored - wanted):
+        raise _mismatch(folder, model, f"{len(spare)} of its tensors have no place in the model, such as {spare[0]}")
+    return peft_model
+
+
+def _load_rwkv_peft(model: Any, file: Path, trainable: bool) -> Any:
+    from ..adapters import read_adapter, write_adapter
+
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch, "adapter")
+        write_adapter(read_adapter(file)[0], "bone", folder)
+        try:
+            return load_adapter(model, folder, trainable=trainable)
+        except BoneError as error:
+            raise BoneError(str(error).replace(str(folder), str(file))) from None
+
+
+def _mismatch(folder: Path, model: Any, why: str) -> BoneError:
+    return BoneError(
+        f"The adapter in {folder} does not fit this {type(model).__name__}; "
+        f"use the base it was trained on ({why.rstrip('.')})."
+    )

@@ -1,0 +1,83 @@
+"""``load_base``: the name of a base model in, model and tokenizer out."""
+
+from typing import Any, Protocol
+
+from bone_peft.errors import BoneError
+
+from . import from_gguf, from_pth, from_transformers
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANTIZE = ("none", "8bit", "4bit")
+
+
+class Loader(Protocol):
+    """One family of base files; a module with these two functions is one."""
+
+    def accepts(self, base: str) -> bool:
+        """True when ``base`` names a file or folder of this family."""
+
+    def load(self, base: str, **kwargs: Any) -> tuple[Any, Any]:
+        """Return ``(model, tokenizer)``; ``kwargs`` go to ``from_pretrained``."""
+
+
+# The first that accepts wins; `from_transformers` takes every name, so it stays last.
+LOADERS: list[Loader] = [from_gguf, from_pth, from_transformers]
+
+
+def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", device: Any = "cpu") -> tuple[Any, Any]:
+    """Load a base model and its tokenizer.
+
+    Args:
+        base: a folder, a hub name, a ``.gguf`` file, or ``package:NAME`` (the one ``.gguf`` file inside the
+            installed Python package NAME).
+        dtype: of the weights: ``"auto"`` (as stored), ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        quantize: ``"none"``, or ``"8bit"`` / ``"4bit"`` (bitsandbytes).
+        device: a torch device for the weights.
+
+    Returns:
+        ``(model, tokenizer)``. The model is in eval mode; the tokenizer has a padding token.
+
+    Raises:
+        BoneError: the base is missing or cannot be read, or an option is unknown.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise BoneError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+    loader = next(loader for loader in LOADERS if loader.accepts(base))
+    kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if str(device) != "cpu":
+        kwargs["device_map"] = {"": device}
+    if (quantization := _quantization(quantize, dtype)) is not None:
+        kwargs["quantization_config"] = quantization
+    try:
+        model, tokenizer = loader.load(base, **kwargs)
+    except BoneError:
+        raise
+    except Exception as error:  # whatever a reader trips over: the file is the user's, the sentence is ours
+        raise BoneError(f"The base {base!r} cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _quantization(quantize: str, dtype: str) -> Any:
+    if quantize not in QUANTIZE:
+        raise BoneError(f"quantize {quantize!r} is unknown; choose one of {', '.join(QUANTIZE)}.")
+    if quantize == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    compute = "bfloat16" if dtype == "auto" else dtype
+    return BitsAndBytesConfig(
+        load_in_8bit=quantize == "8bit",
+        load_in_4bit=quantize == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """As the end of a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" :;,.") + "." if lines else f"{type(error).__name__}."

@@ -1,0 +1,176 @@
+"""What every kind of checkpoint offers, and what is to change in one."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import isfinite, lcm
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bone_peft.errors import BoneError
+from bone_peft.method.variants import Params, Variant
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written and bytes to write."""
+
+CHUNK = 2**19
+"""Elements that are merged at a time: few enough to stay in a core's cache from reading to rounding."""
+
+# More would wait for the disk, and hold memory.
+_CORES = min(os.cpu_count() or 1, 8)
+
+
+class Readable(Protocol):
+    """A tensor that can be read whole or by rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self) -> Tensor: ...
+
+    def read_rows(self, start: int, stop: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in memory, to be edited like one in a file."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def read(self) -> Tensor:
+        return self.tensor.clone()
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.tensor[start:stop].clone()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a stored weight becomes.
+
+    Attributes:
+        adapters: variant and tensors of each adapter, in their order.
+        replacement: the value to start from instead of the stored one.
+        transposed: whether the weight is stored as ``(in, out)``.
+    """
+
+    adapters: Sequence[tuple[type[Variant], Params]] = ()
+    replacement: Tensor | None = None
+    transposed: bool = False
+
+    def pieces(self, stored: Readable) -> Iterator[Tensor]:
+        """The new weight in row-major pieces, in the stored type. Computed in float32, rounded once.
+
+        Each core computes a piece of its own, and they are a little ahead of what is taken.
+
+        Raises:
+            BoneError: if the new weight holds NaN or infinity.
+        """
+        if self.replacement is not None and self.replacement.shape != stored.shape:
+            raise BoneError(
+                f"The adapter brings a weight of shape {tuple(self.replacement.shape)} where the base has "
+                f"{tuple(stored.shape)}: resize the base's vocabulary first."
+            )
+        rows = stored.shape[0] if stored.shape else 1
+        step = rows if self.transposed or len(stored.shape) != 2 else self._step(stored.shape[1])
+        spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        coming: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(_CORES) as cores:
+            for span in spans:
+                coming.append(cores.submit(self._piece, stored, span, len(spans) == 1))
+                if len(coming) > _CORES:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+    @torch.no_grad()
+    def _piece(self, stored: Readable, span: tuple[int, int], whole: bool) -> Tensor:
+        start, stop = span
+        if self.replacement is not None:
+            piece = self.replacement[start:stop] if self.replacement.ndim else self.replacement
+            piece = piece.to(stored.dtype or torch.float32, copy=True)
+        else:
+            piece = stored.read() if whole else stored.read_rows(start, stop)
+        piece = self._merged(piece, None if whole else span)
+        # Five times faster than isfinite(): both ends of the range say it, NaN included.
+        if piece.numel() and not all(map(isfinite, map(float, piece.aminmax()))):
+            raise BoneError("Merging gives NaN or infinity, so nothing was written: the adapter is broken.")
+        return piece
+
+    def _step(self, columns: int) -> int:
+        """Rows of a piece; a piece ends where a block of every adapter ends."""
+        multiple = lcm(*(variant.sides(params)[2] for variant, params in self.adapters))
+        return max(CHUNK // columns // multiple, 1) * multiple
+
+    def _merged(self, weight: Tensor, span: tuple[int, int] | None) -> Tensor:
+        if not self.adapters:
+            return weight
+        stored = weight.T if self.transposed else weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        # As several active adapters do: each stands on the weight that the one before has made. In place, as what was
+        # read is ours.
+        merged = stored.to(dtype)
+        for variant, params in self.adapters:
+            part = params if span is None else variant.rows(params, *span)
+            merged += variant.delta_weight({name: tensor.to(dtype) for name, tensor in part.items()}, merged)
+        stored.copy_(merged)
+        return weight
+
+
+class Checkpoint(Protocol):
+    """A base model in files.
+
+    Attributes:
+        name: what the user called it.
+        tensors: every stored tensor, by the name of the parameter it becomes.
+        nbytes: of all weights.
+    """
+
+    name: str
+
+    @property
+    def tensors(self) -> Mapping[str, Readable]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def shape_of(self, module: str) -> tuple[int, int]:
+        """``(out, in)`` of a linear module's weight. Raises BoneError if there is none of this name."""
+        ...
+
+    def transposed(self, module: str) -> bool:
+        """Whether the weight of a module is stored as ``(in, out)``."""
+        ...
+
+    def write(self, out: Path, edits: Mapping[str, Edit], progress: Progress) -> None:
+        """Write the checkpoint again, to a new folder (RWKV: file), with some parameters changed.
+
+        Raises:
+            BoneError: an edit names a parameter that this checkpoint cannot take.
+        """
+        ...

@@ -1,0 +1,191 @@
+"""A GGUF file, unpacked tensor by tensor into what Transformers would have made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bone_peft.errors import BoneError
+from bone_peft.io.names import brief
+from bone_peft.io.safetensors_file import header_bytes
+
+from ..bases import from_gguf
+from . import outline
+from .checkpoint import Edit, Held, Progress
+from .rewrite import sync, write_pieces
+
+SHARD_BYTES = 5 * 10**9
+
+accepts = from_gguf.accepts
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of a GGUF file, unpacked when it is read."""
+
+    path: Path
+    source: Any
+    processor: Any
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        from gguf import dequantize
+
+        # Not through the reader's memory map, whose pages would count as ours.
+        packed = np.fromfile(self.path, np.uint8, self.source.n_bytes, offset=int(self.source.data_offset))
+        packed = packed.view(self.source.data.dtype).reshape(self.source.data.shape)
+        unpacked = dequantize(packed, self.source.tensor_type)
+        result = self.processor.process(weights=unpacked, name=self.source.name)
+        return torch.from_numpy(result.weights).to(self.dtype).reshape(self.shape).contiguous()
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.read()[start:stop]
+
+
+class _Named:
+    """As much of a model as Transformers' map of names asks for.
+
+    It asks every submodule again, and each answer takes as long as that of the whole. Only the model inside the model
+    ever has names of its own.
+    """
+
+    def __init__(self, model: Any, prefix: str | None = None) -> None:
+        self.config = model.config
+        self.state_dict = model.state_dict
+        self.prefix = prefix
+        self.inner = getattr(model, prefix, None) if prefix else None
+
+    def named_children(self) -> list[tuple[str | None, _Named]]:
+        return [] if self.inner is None else [(self.prefix, _Named(self.inner))]
+
+
+class GgufCheckpoint:
+    """A GGUF file. See :class:`~bone_peft.files.checkpoints.Checkpoint`."""
+
+    def __init__(self, base: str, dtype: str = "bfloat16") -> None:
+        self.name = base
+        self.path = from_gguf.path_of(base)
+        # "auto" is what Transformers makes of a GGUF file when it is not told.
+        self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        self._where = {"pretrained_model_name_or_path": str(self.path.parent), "gguf_file": self.path.name}
+
+    @cached_property
+    def config(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(**self._where)
+        except Exception as error:
+            raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
+        config.dtype = self.dtype
+        return config
+
+    @cached_property
+    def model(self) -> Any:
+        return outline.outline(self.config, "CAUSAL_LM")
+
+    @cached_property
+    def tensors(self) -> dict[str, GgufTensor]:
+        from gguf import GGUFReader
+        from transformers.integrations.gguf.utils import is_gguf_arch_supported
+        from transformers.modeling_gguf_pytorch_utils import (
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+            read_field,
+        )
+
+        try:
+            reader = GGUFReader(self.path)
+            architecture = read_field(reader, "general.architecture")[0]
+        except Exception as error:
+            raise BoneError(f"{self.path} is damaged, or no GGUF file ({brief(error)}): take another copy.") from error
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config.to_dict())
+        names = get_gguf_hf_weights_map(_Named(self.model, self.model.base_model_prefix), processor)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        found = {
+            names[t.name]: GgufTensor(self.path, t, processor, shapes[names[t.name]], self.dtype)
+            for t in reader.tensors
+            if t.name in names
+        }
+        lost = set(dict(self.model.named_parameters())) - set(found) - set(outline.ties(self.model))
+        if lost or is_gguf_arch_supported(architecture):
+            raise BoneError(
+                f"{self.path} ({architecture}) cannot be unpacked tensor by tensor: load it with Transformers, save it "
+                "with save_pretrained(), and take that folder as the base."
+            )
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def shape_of(self, module: str) -> tuple[int, int]:
+        shape = outline.linear_shape(self.model, module)
+        if shape is None:
+            raise BoneError(f"{self.name} has no linear layer {module}: the adapter is for another base.")
+        return shape
+
+    def transposed(self, module: str) -> bool:
+        return outline.is_transposed(self.model, module)
+
+    def write(self, out: Path, edits: Mapping[str, Edit], progress: Progress) -> None:
+        tied = outline.ties(self.model)
+        lost = next((n for n in edits if n not in self.tensors or n in tied or n in tied.values()), None)
+        if lost is not None:
+            raise BoneError(f"{lost} of {self.name} cannot be changed by itself: save the base as a folder first.")
+        done = 0
+
+        def wrote(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, self.nbytes)
+
+        shards = self._shards()
+        for file, names in shards.items():
+            with open(out / file, "wb") as target:
+                entries = {name: (self.tensors[name].dtype, self.tensors[name].shape) for name in names}
+                target.write(header_bytes(entries, {"format": "pt"}))
+                for name in names:
+                    write_pieces(target, edits.get(name, Edit()).pieces(Held(self.tensors[name].read())), wrote)
+                sync(target)
+        if len(shards) > 1:
+            weight_map = {name: file for file, names in shards.items() for name in names}
+            index = {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map}
+            (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        self._write_rest(out)
+
+    def _shards(self) -> dict[str, list[str]]:
+        """Names of tensors by file."""
+        groups: list[list[str]] = [[]]
+        size = 0
+        for name, tensor in self.tensors.items():
+            if groups[-1] and size + tensor.nbytes > SHARD_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(name)
+            size += tensor.nbytes
+        if len(groups) == 1:
+            return {"model.safetensors": groups[0]}
+        return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+
+    def _write_rest(self, out: Path) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
+
+        AutoTokenizer.from_pretrained(**self._where).save_pretrained(out)
+        GenerationConfig.from_model_config(self.config).save_pretrained(out)
+        self.config.architectures = [type(self.model).__name__]
+        self.config.save_pretrained(out)

@@ -1,0 +1,150 @@
+"""A file of weights written again: bytes that stay are copied, the rest is streamed in their place."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import torch
+from torch import Tensor
+
+from bone_peft.io import SafetensorsFile, StoredTensor, TorchFile
+from bone_peft.io.safetensors_file import header_bytes
+from bone_peft.io.stored import row_major
+from bone_peft.io.torch_file import record_start
+
+from .checkpoint import Edit, Held
+
+# Bytes read or written at a time. Larger writes are no faster, and took eight times as long where the kernel had to
+# find large pages for them first.
+_BLOCK = 256 * 2**10
+
+Added = Mapping[str, Tensor]
+
+
+def rewrite_safetensors(
+    source: SafetensorsFile, out: Path, edits: Mapping[str, Edit], added: Added, wrote: Callable[[int], None]
+) -> None:
+    """Write ``source`` again. Layout, types and metadata stay; ``added`` tensors come last.
+
+    Args:
+        source: the file.
+        out: the new file.
+        edits: by the name in the file.
+        added: tensors that the file did not have.
+        wrote: called with the number of bytes of each piece written.
+    """
+    with open(source.path, "rb") as old, open(out, "wb") as new:
+        if added:
+            known = {name: (t.dtype, t.shape) for name, t in source.tensors.items() if t.dtype is not None}
+            new.write(header_bytes(known | {n: (t.dtype, tuple(t.shape)) for n, t in added.items()}, source.metadata))
+        else:
+            new.write(old.read(source.data_start))
+        for name, stored in source.tensors.items():
+            if name in edits:
+                write_pieces(new, edits[name].pieces(stored), wrote)
+            else:
+                for block in _blocks(old, stored.offset, stored.nbytes):
+                    _write(new, block, wrote)
+        write_pieces(new, added.values(), wrote)
+        sync(new)
+
+
+def rewrite_torch(source: TorchFile, out: Path, edits: Mapping[str, Edit], wrote: Callable[[int], None]) -> None:
+    """Write a file of ``torch.save`` again: same pickle, same records, in the same order.
+
+    Args:
+        source: the file.
+        out: the new file.
+        edits: by the name in the file. A record that an edit touches is held in memory while it is written.
+        wrote: called with the number of bytes of each piece written.
+    """
+    with open(source.path, "rb") as old, zipfile.ZipFile(source.path) as archive, open(out, "wb") as new:
+        with zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as written:
+            for entry in archive.infolist():
+                if entry.filename.endswith("/.format_version"):
+                    # It lets torch reckon where records lie, by the habits of its own writer.
+                    continue
+                start = record_start(old, entry)
+                inside = {
+                    name: stored
+                    for name, stored in source.tensors.items()
+                    if name in edits and start <= stored.offset < start + entry.file_size
+                }
+                info = zipfile.ZipInfo(entry.filename)
+                info.file_size = entry.file_size
+                # torch maps records of 64-byte alignment, and fills up with an extra field as we do here.
+                info.extra = _padding(new.tell() + 30 + len(entry.filename.encode()) + _zip64(entry))
+                with written.open(info, "w") as record:
+                    if inside:
+                        _write(record, _edited_record(old, start, entry.file_size, inside, edits), wrote)
+                    else:
+                        for block in _blocks(old, start, entry.file_size):
+                            _write(record, block, wrote)
+        sync(new)
+
+
+def write_pieces(file: BinaryIO, pieces: Iterable[Tensor], wrote: Callable[[int], None]) -> None:
+    """Write tensors, row-major, one after the other."""
+    for piece in pieces:
+        _write(file, memoryview(as_bytes(piece).numpy()), wrote)  # type: ignore[arg-type]
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, ``(nbytes,)`` uint8, without a copy if it is row-major."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def sync(file: BinaryIO) -> None:
+    """Have the bytes on the disk, not only on their way."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _write(file: IO[bytes], data: memoryview | bytes, wrote: Callable[[int], None]) -> None:
+    for start in range(0, len(data), _BLOCK):
+        file.write(data[start : start + _BLOCK])
+    wrote(len(data))
+
+
+def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
+    file.seek(offset)
+    while length:
+        block = file.read(min(_BLOCK, length))
+        if not block:
+            raise OSError("a file of the base became shorter while it was copied")
+        yield block
+        length -= len(block)
+
+
+def _edited_record(
+    file: BinaryIO, start: int, length: int, inside: Mapping[str, StoredTensor], edits: Mapping[str, Edit]
+) -> memoryview:
+    """The bytes of one storage, with the tensors that lie in it changed."""
+    file.seek(start)
+    record = torch.frombuffer(bytearray(file.read(length)), dtype=torch.uint8)
+    for name, stored in inside.items():
+        begin = stored.offset - start
+        view = record[begin : begin + stored.nbytes].view(stored.dtype or torch.uint8)
+        stride = stored.stride or row_major(stored.shape)
+        target = torch.as_strided(view, stored.shape, stride, view.storage_offset())
+        row = 0
+        for piece in edits[name].pieces(Held(target)):
+            if piece.ndim:
+                target[row : row + len(piece)] = piece
+                row += len(piece)
+            else:
+                target.copy_(piece)
+    return memoryview(record.numpy())  # type: ignore[arg-type]
+
+
+def _zip64(entry: zipfile.ZipInfo) -> int:
+    return 20 if entry.file_size * 1.05 > zipfile.ZIP64_LIMIT else 0
+
+
+def _padding(position: int) -> bytes:
+    fill = (-(position + 4)) % 64
+    return b"FB" + fill.to_bytes(2, "little") + b"Z" * fill

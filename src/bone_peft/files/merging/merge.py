@@ -1,0 +1,134 @@
+"""``merge``: base files and adapters in, base files with the adapters in them out."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bone_peft.errors import BoneError
+from bone_peft.io.whole import check_free, whole_file, whole_folder
+
+from ..adapters import read_adapter
+from ..checkpoints import Checkpoint, Progress, open_checkpoint
+from ..checkpoints.pth_file import RwkvCheckpoint
+from .plan import Weighted, plan
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was done.
+
+    Attributes:
+        changed: parameters that changed, out of ``tensors``.
+        nbytes: written.
+        seconds: from start to end.
+    """
+
+    out: Path
+    changed: int
+    tensors: int
+    nbytes: int
+    seconds: float
+
+
+def merge(
+    base: str,
+    adapters: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str = "bfloat16",
+    force: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Merged:
+    """Merge adapters into a base, tensor by tensor, as ``merge_and_unload()`` would.
+
+    Memory stays near the size of one tensor, whatever the size of the model. The output keeps the base's files: shards,
+    types, index, config, tokenizer.
+
+    Args:
+        base: a model folder, a hub name, a ``.gguf`` file, ``package:NAME``, or an RWKV ``.pth`` file.
+        adapters: folder or file of an adapter of any format, or several; they compose as several active ones do.
+        out: a new folder (for RWKV a new ``.pth`` file). It appears when it is whole.
+        weights: a factor on each adapter's ``dW``; 1 by default.
+        dtype: what a GGUF base is unpacked to; all other bases keep theirs.
+        force: replace ``out`` if it exists.
+        progress: called with bytes written and bytes to write.
+
+    Raises:
+        BoneError: something is missing, unsound or does not fit; ``out`` exists; there is no room for it.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    check_free(out, folder=out.suffix != ".pth", replace=force)
+    given = _given([adapters] if isinstance(adapters, (str, Path)) else adapters, weights)
+    checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)
+    edits = plan(checkpoint, given)
+    _check_space(checkpoint, out)
+    with _staged(checkpoint, out, force) as staging, _one_thread():
+        checkpoint.write(staging, edits, progress)
+        _sync_folder(staging)
+    return Merged(out, len(edits), len(checkpoint.tensors), checkpoint.nbytes, time.perf_counter() - start)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Pieces are small and reading and writing take as long: threads would wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _given(adapters: Sequence[str | Path], weights: Sequence[float] | None) -> list[Weighted]:
+    weights = [1.0] * len(adapters) if weights is None else list(weights)
+    if not adapters or len(weights) != len(adapters):
+        raise BoneError(f"Give one weight for each adapter: {len(weights)} weights, {len(adapters)} adapters.")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise BoneError("The weight of an adapter has to be a finite number.")
+    return [Weighted(read_adapter(path)[0], str(path), w) for path, w in zip(adapters, weights, strict=True)]
+
+
+def _task_type(given: Sequence[Weighted]) -> str | None:
+    tasks = {w.adapter.config.task_type for w in given if w.adapter.config.task_type is not None}
+    if len(tasks) > 1:
+        raise BoneError(f"These adapters are for different tasks: {', '.join(map(str, sorted(tasks)))}.")
+    task = next(iter(tasks), None)
+    return None if task is None else str(getattr(task, "value", task))
+
+
+def _check_space(checkpoint: Checkpoint, out: Path) -> None:
+    parent = next(folder for folder in (out.absolute().parent, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < checkpoint.nbytes:
+        raise BoneError(
+            f"{out} needs {checkpoint.nbytes / 1e6:,.1f} MB and {parent} has {free / 1e6:,.1f} MB left: free some "
+            "space, or write elsewhere."
+        )
+
+
+def _staged(checkpoint: Checkpoint, out: Path, force: bool) -> AbstractContextManager[Path]:
+    if not isinstance(checkpoint, RwkvCheckpoint):
+        return whole_folder(out, replace=force)
+    if out.suffix != ".pth":
+        raise BoneError(f"A merged RWKV model is a .pth file: call the output {out.name}.pth.")
+    return whole_file(out)
+
+
+def _sync_folder(staging: Path) -> None:
+    """Names are data of the folder, and have to be on the disk as well before the rename."""
+    folder = os.open(staging if staging.is_dir() else staging.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

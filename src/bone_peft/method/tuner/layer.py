@@ -1,0 +1,356 @@
+"""``BoneLinear``: a frozen linear layer with Bone adapters. Plumbing; the maths is in ``bone_peft.method.variants``."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bone_peft.errors import BoneError
+
+from ..variants import Additive, Below, Params, Variant, parameter_names
+from . import mixed_rows
+from .config import CONFIG_FIELDS, BoneConfig
+from .offload import onloaded
+from .quantized import dequantized
+from .stack import Adapted, Frozen
+
+
+class BoneLayer(BaseTunerLayer):
+    """The adapters of one frozen layer.
+
+    Attributes:
+        bone_block, bone_down, bone_up: ``nn.ParameterDict`` by adapter name; which of them an adapter uses, and in what
+            shape, is its variant's business.
+        bone_r: ``dict``, size of each adapter's tensors: ``r``, or the width of the bottleneck.
+        bone_variant: ``dict``, the variant of each adapter.
+        bone_scaling: ``dict``, factor on each adapter's ``dW``; 1 unless set.
+        bone_dropout: ``nn.ModuleDict``; adapters without dropout are not in it.
+    """
+
+    adapter_layer_names = parameter_names()
+    training: bool  # of the module that this is mixed into
+    in_features: int
+    out_features: int
+
+    other_param_names = ("bone_r", "bone_variant", "bone_scaling", "bone_dropout")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        self.base_layer = base_layer
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.bone_r: dict[str, int] = {}
+        self.bone_variant: dict[str, type[Variant]] = {}
+        self.bone_scaling: dict[str, float] = {}
+        self.bone_dropout = nn.ModuleDict()
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._unmerged_base: _BaseSnapshot | None = None
+        self.cast_input_dtype_enabled = True
+
+        base = self.get_base_layer()
+        self.quantization_backend = resolve_quantization_backend(
+            base, get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        shape: Any = _get_in_out_features(base)
+        self.in_features, self.out_features = shape
+
+    # Adapters
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        r: int = 0,
+        init_weights: bool | Literal["bat"] = True,
+        inference_mode: bool = False,
+        *,
+        config: BoneConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add an adapter to this layer, or replace the one of that name.
+
+        Args:
+            adapter_name: its name.
+            r: size of its tensors: block size, or width of the bottleneck.
+            init_weights: as in ``BoneConfig``; used only if there is no ``config``.
+            inference_mode: whether its tensors are frozen.
+            config: all other options.
+
+        Raises:
+            BoneError: if the layer cannot be adapted with this variant and ``r``.
+        """
+        if config is None:
+            options = {key: value for key, value in kwargs.items() if key in CONFIG_FIELDS}
+            config = BoneConfig(r=r, init_weights=init_weights, **options)
+        variant = config.variant
+        refusal = variant.refusal(self.in_features, self.out_features, r)
+        if refusal:
+            raise BoneError(f"{refusal}.")
+
+        self.bone_r[adapter_name] = r
+        self.bone_variant[adapter_name] = variant
+        self.bone_scaling[adapter_name] = 1.0
+        probability = getattr(config, variant.dropout_field)
+        if probability > 0:
+            self.bone_dropout[adapter_name] = nn.Dropout(probability)
+        for name, shape in variant.shapes(self.in_features, self.out_features, r).items():
+            getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape))
+        variant.initialize(self._parameters_of(adapter_name), config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _parameters_of(self, adapter_name: str) -> Params:
+        return {name: getattr(self, name)[adapter_name] for name in self.bone_variant[adapter_name].parameters}
+
+    def _present(self, adapter_names: Sequence[str]) -> list[str]:
+        return [name for name in adapter_names if name in self.bone_variant]
+
+    # Scale
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the factor on the ``dW`` of ``adapter``. It starts at 1."""
+        if adapter in self.bone_scaling:
+            self.bone_scaling[adapter] = scale
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the factor on the ``dW`` of every active adapter."""
+        for name in self._present(self.active_adapters):
+            self.bone_scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide that factor, or, with ``None``, set it back to 1."""
+        for name in self._present(self.active_adapters):
+            self.bone_scaling[name] = 1.0 if scale is None else self.bone_scaling[name] / scale
+
+    def _scaled(self, adapter_name: str) -> Params:
+        variant, scale = self.bone_variant[adapter_name], self.bone_scaling[adapter_name]
+        with onloaded(*(getattr(self, name) for name in variant.parameters)):
+            params = self._parameters_of(adapter_name)
+        return params if scale == 1 else variant.scaled(params, scale)
+
+    # Weight
+
+    def _base_weight(self) -> Tensor:
+        """The frozen weight as ``(out, in)``, dequantized if need be."""
+        base = self.get_base_layer()
+        with onloaded(base):
+            if self.quantization_backend is None:
+                weight = self.get_base_weight()
+            else:
+                weight = dequantized(self.quantization_backend, base)
+        return weight.T if self.fan_in_fan_out else weight
+
+    def _base_bias(self) -> Tensor | None:
+        return getattr(self.get_base_layer(), "bias", None)
+
+    def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
+        """Put adapters on top of ``below``, in their order."""
+        dropouts: Any = self.bone_dropout if self.training else ()
+        for name in adapter_names:
+            variant = self.bone_variant.get(name)
+            if variant is not None:
+                dropout = dropouts[name] if name in dropouts else None  # noqa: SIM401 - ModuleDict has no get
+                below = Adapted(below, variant, self._scaled(name), dropout)
+        return below
+
+    def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
+        """``dW`` of one adapter, oriented like the base layer's weight.
+
+        Args:
+            adapter: its name.
+            orig_weight: the weight to compute it for; by default the base layer's.
+
+        Returns:
+            ``(out, in)`` (``(in, out)`` for ``Conv1D``), in at least float32.
+        """
+        weight = self._base_weight() if orig_weight is None else (orig_weight.T if self.fan_in_fan_out else orig_weight)
+        weight = weight.to(_merge_dtype(weight.dtype))
+        params = {key: tensor.to(weight.dtype) for key, tensor in self._scaled(adapter).items()}
+        delta = self.bone_variant[adapter].delta_weight(params, weight)
+        return delta.T if self.fan_in_fan_out else delta
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    # Merge
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write the adapters into the base weight. Computed in float32 and rounded once.
+
+        The unmerged weight is kept, so that :meth:`unmerge` returns it bit for bit.
+
+        Args:
+            safe_merge: refuse a merged weight that holds NaN or infinity, and leave the layer as it was.
+            adapter_names: which; by default the active ones.
+
+        Raises:
+            BoneError: if ``safe_merge`` finds NaN or infinity, or the layer's quantization cannot be merged into.
+        """
+        names = self._present(check_adapters_to_merge(self, adapter_names))
+        if not names:
+            return
+        if safe_merge:
+            self.check_merge(names)
+        if self.merged:
+            # Round once: start over from the unmerged weight, with the old adapters and the new ones.
+            names = self.merged_adapters + names
+            self.unmerge()
+        merged = self._merged_weight(names)
+        self._unmerged_base = _BaseSnapshot(self.get_base_layer())
+        self.set_base_weight(merged)
+        self.merged_adapters = names
+
+    def check_merge(self, adapter_names: list[str] | None = None) -> None:
+        """Raise ``BoneError`` if merging these adapters (``None``: the active ones) would give NaN or infinity."""
+        names = self._present(self.active_adapters if adapter_names is None else adapter_names)
+        if names and not torch.isfinite(self._merged_weight(names)).all():
+            raise BoneError(f"Merging {', '.join(names)} gives NaN or infinity, so nothing was merged: it is broken.")
+
+    def unmerge(self) -> None:
+        """Put the unmerged base weight back, bit for bit."""
+        if self._unmerged_base is None:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.base_layer = self._unmerged_base.restore()
+        self._unmerged_base = None
+        self.merged_adapters = []
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The base layer, with the adapters merged into it or not. Keeps no copy of the unmerged weight."""
+        if merge:
+            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        elif self.merged:
+            self.unmerge()
+        self._unmerged_base = None
+        return self.get_base_layer()
+
+    @torch.no_grad()
+    def _merged_weight(self, adapter_names: Sequence[str]) -> Tensor:
+        """The base layer's weight with adapters, rounded to its dtype and oriented as it is stored."""
+        weight = self._base_weight()
+        dtype = _merge_dtype(weight.dtype)
+        frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, read_bias=lambda: None)
+        merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
+        return merged.T.contiguous() if self.fan_in_fan_out else merged
+
+
+class BoneLinear(nn.Module, BoneLayer):
+    """A frozen linear layer with Bone adapters.
+
+    Works on ``nn.Linear``, Transformers' ``Conv1D``, and linear layers quantized by any of PEFT's backends.
+
+    Args:
+        base_layer: the pretrained layer; it stays a black box for all variants but Bat.
+        adapter_name: name of the first adapter.
+        r: size of its tensors.
+        init_weights: as in ``BoneConfig``.
+        kwargs: ``config`` or single options of ``BoneConfig``; what PEFT's quantization backends want.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        r: int = 0,
+        init_weights: bool | Literal["bat"] = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        BoneLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, init_weights, **kwargs)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``x (..., in)`` to ``(..., out)``.
+
+        ``adapter_names``, a list with one name for each row of the batch, gives each row an adapter of its own.
+        """
+        row_adapters = kwargs.pop("adapter_names", None)
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if row_adapters is not None:
+            return self._forward_by_row(x, row_adapters, *args, **kwargs)
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        return self._forward_with(self.active_adapters, x, *args, **kwargs)
+
+    def _forward_with(self, adapter_names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def call(z: Tensor) -> Tensor:
+            y = self.base_layer(z, *args, **kwargs)
+            return y if self.quantization_backend is None else self.quantization_backend.maybe_clone_base_result(y)
+
+        frozen = Frozen(call, self._base_weight, self._base_bias, None if args or kwargs else self.base_layer)
+        return self._stack(adapter_names, frozen).output(x)
+
+    def _forward_by_row(self, x: Tensor, row_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        if len(x) != len(row_adapters):
+            raise BoneError(
+                f"adapter_names has to name one adapter for each row of the batch: {len(row_adapters)} names for "
+                f"{len(x)} rows."
+            )
+        if self.merged:
+            raise BoneError("adapter_names cannot be used while adapters are merged: call unmerge_adapter() first.")
+        names = list(dict.fromkeys(row_adapters))
+        if len(names) == 1:
+            return self._forward_with(names, x, *args, **kwargs)
+        adapted = [name for name in names if name in self.bone_variant]
+        if not all(self._only_adds(name) for name in adapted):
+            return mixed_rows.in_turns(
+                x, row_adapters, lambda name, part: self._forward_with([name], part, *args, **kwargs)
+            )
+        # The frozen layer runs once for all rows.
+        y = self._forward_with([], x, *args, **kwargs)
+        adapters: Any = {name: (self.bone_variant[name], self._scaled(name)) for name in adapted}
+        return mixed_rows.add(y, x, row_adapters, adapters)
+
+    def _only_adds(self, adapter_name: str) -> bool:
+        drops = self.training and adapter_name in self.bone_dropout
+        return issubclass(self.bone_variant[adapter_name], Additive) and not drops
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
+
+    def __repr__(self) -> str:
+        return "bone." + super().__repr__()
+
+
+class _BaseSnapshot:
+    """A base layer before a merge, by reference: merging writes new tensors and leaves the old ones alone."""
+
+    def __init__(self, base: nn.Module) -> None:
+        self.base = base
+        self.parameter = base.weight
+        self.data = base.weight.data
+        self.attributes = dict(vars(base.weight))
+        # What bitsandbytes layers know of their weight beside the weight.
+        self.quantization: dict[str, Any] = {
+            name: copy.copy(vars(base)[name]) for name in ("state", "quant_state") if name in vars(base)
+        }
+
+    def restore(self) -> nn.Module:
+        """Put the layer back as it was and return it."""
+        current: Any = self.base.weight
+        # The model may have been moved or cast since.
+        self.parameter.data = self.data.to(device=current.device, dtype=current.dtype)
+        if current is not self.parameter:
+            vars(self.parameter).update(self.attributes)
+            self.base.weight = self.parameter
+            vars(self.base).update(self.quantization)
+        return self.base
+
+
+def _merge_dtype(dtype: torch.dtype) -> torch.dtype:
+    """At least float32."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,188 @@
+"""``BoneModel``: puts Bone layers into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    _get_submodules,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bone_peft.errors import BoneError
+from bone_peft.rwkv.pth_names import TARGETS as RWKV_TARGETS
+
+from .layer import BoneLayer, BoneLinear
+from .mixed_rows import BASE
+from .weighted import add_weighted_adapter
+
+
+class BoneModel(BaseTuner):
+    """A model whose target layers carry Bone adapters.
+
+    Usually made by ``get_peft_model(model, BoneConfig(...))``; ``BoneModel(model, config, "default")`` works as well.
+
+    Args:
+        model: the pretrained model; it is changed in place.
+        peft_config: a :class:`BoneConfig`.
+        adapter_name: name of the first adapter.
+        low_cpu_mem_usage: create the adapter on the meta device, to be filled by a checkpoint.
+
+    Raises:
+        BoneError: if a target is not a linear layer, or cannot be adapted as asked; the model is then as it was.
+    """
+
+    prefix = "bone_"
+    tuner_layer_cls = BoneLayer
+    # RWKV-7 is not of Transformers, and so not in PEFT's list.
+    target_module_mapping: dict[str, Any] = {
+        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+        "rwkv7": list(RWKV_TARGETS),
+    }
+
+    add_weighted_adapter = add_weighted_adapter
+
+    def merge_bone_layers(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write the adapters into the weights, for inference at the base model's speed.
+
+        The 'Bottleneck Network' guide's word for PEFT's ``merge_adapter()``; ``unmerge_adapter()`` takes it back.
+        """
+        self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As PEFT's, but ``safe_merge`` looks at all layers before it writes the first."""
+        if safe_merge:
+            self._check_merge(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge and safe_merge:
+            self._check_merge(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, adapter_names=adapter_names)
+
+    def _check_merge(self, adapter_names: list[str] | None) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, BoneLayer):
+                with _naming(name), onload_layer(module):
+                    module.check_merge(adapter_names)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            _take_out(model, adapter_name)
+            raise
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        pattern = get_pattern_key(list(peft_config.rank_pattern), current_key)
+        r = peft_config.layer_size(peft_config.rank_pattern.get(pattern))
+        if isinstance(target, BoneLayer):
+            with _naming(current_key):
+                target.update_layer(adapter_name, r, config=peft_config)
+            return
+        if not _is_linear(target):
+            raise BoneError(
+                f"Bone adapts linear layers (torch.nn.Linear, Conv1D, or quantized), and {current_key} is a "
+                f"{type(target).__name__}: take it out of target_modules, or name it in exclude_modules."
+            )
+        with _naming(current_key):
+            layer = BoneLinear(target, adapter_name, r, config=peft_config, **get_quantization_kwargs(self))
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for name, module in self.model.named_modules():
+            backend = getattr(module, "quantization_backend", None)
+            if isinstance(module, BoneLayer) and backend is not None and not backend.supports_merge:
+                raise BoneError(f"{name} is quantized by {backend.backend_name}, which cannot be merged into.")
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """While a call with ``adapter_names`` runs, every adapted layer is told each row's adapter."""
+        row_adapters = kwargs.get("adapter_names")
+        if row_adapters is None:
+            yield
+            return
+        if self.training:
+            raise BoneError("adapter_names is for inference: call model.eval() first.")
+        known = {name for module in self.modules() if isinstance(module, BoneLayer) for name in module.bone_variant}
+        unknown = sorted(set(row_adapters) - known - {BASE})
+        if unknown:
+            raise BoneError(f"adapter_names holds {', '.join(unknown)}, and the model has {', '.join(sorted(known))}.")
+
+        # Beam search repeats each row; an encoder runs before that.
+        beams = kwargs.get("num_beams") or 1
+        get_encoder = getattr(self.model, "get_encoder", None)
+        config = getattr(self.model, "config", None)
+        encoder = get_encoder() if get_encoder and getattr(config, "is_encoder_decoder", False) else None
+        in_encoder = set() if encoder is None else set(encoder.modules())
+        handles = []
+        for module in self.modules():
+            if isinstance(module, (BoneLayer, AuxiliaryTrainingWrapper)):
+                repeats = 1 if module in in_encoder else beams
+                names = [name for name in row_adapters for _ in range(repeats)]
+                hook = partial(_pass_adapter_names, names=names)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _pass_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": names}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    backend = resolve_quantization_backend(base, get_apply_tensor_subclass=lambda: None)
+    return isinstance(base, (torch.nn.Linear, Conv1D)) or getattr(backend, "layer_type", None) == "linear"
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Say in an error which layer it is about."""
+    try:
+        yield
+    except BoneError as error:
+        raise BoneError(f"{key}: {error}") from None
+
+
+def _take_out(model: nn.Module, adapter_name: str) -> None:
+    """Undo an injection that failed half way."""
+    layers = [(key, module) for key, module in model.named_modules() if isinstance(module, BoneLayer)]
+    for key, layer in layers:
+        for attribute in layer.adapter_layer_names + layer.other_param_names:
+            if adapter_name in getattr(layer, attribute):
+                del getattr(layer, attribute)[adapter_name]
+        if not layer.bone_variant:
+            parent, _, name = _get_submodules(model, key)
+            setattr(parent, name, layer.base_layer)

@@ -1,0 +1,25 @@
+"""What variants have in common that add to the frozen layer's output without a look at its weight."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from .variant import Below, Dropout, Params, Variant
+
+
+class Additive(Variant):
+    """``y = W x + b + dW x``, where ``dW`` does not depend on ``W``."""
+
+    @classmethod
+    @abstractmethod
+    def addition(cls, x: Tensor, params: Params) -> Tensor:
+        """``dW x (..., out)`` for ``x (..., in)``.
+
+        With one more dimension in front, ``params`` hold a ``dW`` for each row of ``x (batch, tokens, in)``.
+        """
+
+    @classmethod
+    def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
+        return below.output(x) + cls.addition(dropout(x) if dropout else x, params)

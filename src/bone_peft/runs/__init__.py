@@ -1,0 +1,1 @@
+"""Data in, a trained and scored adapter out."""

@@ -1,0 +1,45 @@
+"""Generated, verifiable tasks of the package ``reasoning-gym``: ``gym:chain_sum?size=500&seed=1``."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+from . import options
+
+_PREFIX = "gym:"
+# reasoning-gym draws a seed when none is given; a run that cannot be repeated is no default.
+_DEFAULTS = {"size": 1000, "seed": 0}
+
+
+def accepts(source: str) -> bool:
+    return source.startswith(_PREFIX)
+
+
+def read(source: str) -> Any:
+    from datasets import Dataset
+
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError as error:
+        raise BoneError(f"{source} needs reasoning-gym; run: pip install reasoning-gym") from error
+
+    task, given = options.split(source.removeprefix(_PREFIX))
+    if task not in DATASETS:
+        raise BoneError(f"reasoning-gym has no task {task!r}{_nearest(task, DATASETS)}.")
+    known = [field.name for field in dataclasses.fields(DATASETS[task][1])]
+    for key in given:
+        if key not in known:
+            raise BoneError(f"gym:{task} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}.")
+    try:
+        problems = create_dataset(task, **{**_DEFAULTS, **given})
+        columns = [(problem["question"], problem["answer"]) for problem in problems]
+    except (AssertionError, TypeError, ValueError) as error:
+        raise BoneError(f"{source} cannot be generated: {error or 'its options do not fit together'}.") from error
+    return Dataset.from_dict({"prompt": [q for q, _ in columns], "completion": [a for _, a in columns]})
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,7 @@
+"""How good is it: loss and exact match on held-out rows, and answers to read."""
+
+from .answers import answer_samples, stream_answer
+from .evaluate import Subject, evaluate, subjects_of
+from .score import Score, score
+
+__all__ = ["Score", "Subject", "answer_samples", "evaluate", "score", "stream_answer", "subjects_of"]

@@ -1,0 +1,84 @@
+"""Answers: greedy in batches for scoring, streamed for people."""
+
+from typing import Any
+
+from .tokens import encode_prompt, expected_text, prompt_text
+
+
+def answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+    """Greedy answers to one batch of tokenized prompts, padded on the left; stripped text."""
+    import torch
+
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        out = model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def answer_samples(
+    model: Any, tokenizer: Any, rows: Any, *, count: int = 6, max_new_tokens: int = 64
+) -> list[dict[str, str]]:
+    """Answers to the first ``count`` rows, beside what was expected."""
+    rows = rows.select(range(min(count, len(rows))))
+    training = model.training
+    model.eval()
+    answers = answer_batch(model, tokenizer, [encode_prompt(p, tokenizer) for p in rows["prompt"]], max_new_tokens)
+    model.train(training)
+    return [
+        {"prompt": prompt_text(row["prompt"]), "expected": expected_text(row["completion"]), "answer": answer}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def stream_answer(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    chat: bool | None = None,
+    seed: int | None = None,
+    echo: bool = True,
+) -> str:
+    """Answer one prompt, printing the text as it comes.
+
+    Args:
+        prompt: plain text; it becomes a user message if ``chat``, or if that is None and the tokenizer has a
+            chat template.
+        max_new_tokens: longest answer, in tokens.
+        temperature: 0 for the most likely token each time, else the sampling temperature.
+        seed: of the sampling.
+        echo: print the answer to standard output while it is made.
+
+    Returns:
+        The whole answer.
+    """
+    import torch
+    from transformers import TextStreamer, set_seed
+
+    as_chat = bool(tokenizer.chat_template) if chat is None else chat
+    ids = encode_prompt([{"role": "user", "content": prompt}] if as_chat else prompt, tokenizer)
+    if seed is not None:
+        set_seed(seed)
+    inputs = torch.tensor([ids], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if echo else None,
+            **sampling,
+        )
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()

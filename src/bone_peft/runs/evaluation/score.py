@@ -1,0 +1,103 @@
+"""``score``: one model on held-out rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .answers import answer_batch
+from .tokens import encode, encode_prompt, expected_text, prompt_text
+
+# An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
+# answers that spell the same text with other tokens.
+_SLACK_TOKENS = 8
+
+
+@dataclass
+class Score:
+    """What held-out rows say about one model.
+
+    Attributes:
+        loss: mean negative log-likelihood per completion token (nats), end token included.
+        exact_match: share of rows, in ``[0, 1]``, whose greedy answer equals the expected text, both stripped.
+        rows: how many rows were scored.
+        tokens: how many completion tokens the loss is a mean of.
+        samples: the first few ``{"prompt", "expected", "answer"}``.
+    """
+
+    loss: float
+    exact_match: float
+    rows: int
+    tokens: int
+    samples: list[dict[str, str]] = field(repr=False)
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    rows: Any,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    samples: int = 6,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> Score:
+    """Loss and exact match of ``model`` on ``rows`` (from ``load_data``).
+
+    Args:
+        batch_size: rows a forward pass.
+        max_new_tokens: longest answer; None takes the longest expected one and a little more.
+        samples: how many answers to keep for reading.
+        on_rows: called with the number of rows done since the last call.
+    """
+    encoded = [encode(row, tokenizer) for row in rows]
+    prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
+    limit = max_new_tokens or max(len(completion) for _, completion in encoded) + _SLACK_TOKENS
+    answers: list[str] = [""] * len(rows)
+    total, tokens = 0.0, 0
+    # Rows of like length share a batch: less padding.
+    order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        batch_total, batch_tokens = completion_loss(model, [encoded[index] for index in batch])
+        total, tokens = total + batch_total, tokens + batch_tokens
+        for index, answer in zip(
+            batch, answer_batch(model, tokenizer, [prompts[i] for i in batch], limit), strict=True
+        ):
+            answers[index] = answer
+        on_rows(len(batch))
+    expected = [expected_text(completion) for completion in rows["completion"]]
+    matches = sum(ours == theirs for ours, theirs in zip(answers, expected, strict=True))
+    kept = [
+        {"prompt": prompt_text(rows[index]["prompt"]), "expected": expected[index], "answer": answers[index]}
+        for index in range(min(samples, len(rows)))
+    ]
+    return Score(loss=total / tokens, exact_match=matches / len(rows), rows=len(rows), tokens=tokens, samples=kept)
+
+
+def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[float, int]:
+    """Summed negative log-likelihood (nats) of the completions, and their number of tokens.
+
+    Args:
+        model: gives logits ``(rows, tokens, vocabulary)``; they are scored in fp32.
+        batch: ``(prompt_ids, completion_ids)`` a row.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    width = max(len(prompt) + len(completion) for prompt, completion in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, completion) in enumerate(batch):
+        length = len(prompt) + len(completion)
+        ids[row, :length] = torch.tensor(prompt + completion)
+        mask[row, :length] = 1
+        labels[row, len(prompt) : length] = torch.tensor(completion)
+    device = model.device
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        targets = labels[:, 1:].to(device)
+        scored = targets != -100
+        loss = cross_entropy(logits[:, :-1][scored].float(), targets[scored], reduction="sum")
+    return float(loss), int(scored.sum())

@@ -1,0 +1,199 @@
+"""``Recipe``: everything that defines a run, to and from YAML."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bone_peft.errors import BoneError
+from bone_peft.io.whole import whole_file
+
+from .. import recipes
+
+# Where a run differs from what TRL does when nothing is said.
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "bf16": False,  # the base already has `dtype`; autocast on top would only add casts
+    "logging_steps": 1,
+    "save_total_limit": 2,
+}
+# What the run folder decides, so a recipe cannot.
+_NOT_IN_TRAINING = {"output_dir": "out", "report_to": "nothing: a run logs to TensorBoard", "seed": "seed"}
+
+
+@dataclass
+class Recipe:
+    """One run.
+
+    Attributes:
+        base: base model, as for :func:`bone_peft.files.bases.load_base`.
+        data: training rows, as for :func:`bone_peft.runs.data.load_data`.
+        fields: names of the prompt and the completion column.
+        chat: True for chat messages, False for plain text, None to follow the base's tokenizer.
+        template: plain text around the prompt, with ``{prompt}`` where it goes, and with ``{completion}`` the answer.
+        eval_data: held-out rows; they are taken out of the training rows.
+        out: the run's folder.
+        dtype: of the frozen base; the adapter's parameters are always fp32.
+        seed: of the adapter's initial values, the order of the rows and dropout.
+        quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        continue_from: an adapter to train on, as for :func:`bone_peft.files.bases.load_adapter`, in place of a new one.
+        adapter: arguments of :class:`bone_peft.BoneConfig`.
+        training: arguments of :class:`trl.SFTConfig`.
+    """
+
+    base: str = ""
+    data: str = ""
+    fields: list[str] | None = None
+    chat: bool | None = None
+    template: str | None = None
+    eval_data: str | None = None
+    out: str = "runs/bone"
+    dtype: str = "bfloat16"
+    seed: int = 0
+    quantize: str = "none"
+    continue_from: str | None = None
+    adapter: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name: str | Path) -> "Recipe":
+        """Read a YAML file, or the shipped recipe of that name.
+
+        Raises:
+            BoneError: there is none, it is not YAML, or it has a key that no recipe has.
+        """
+        path = Path(name)
+        if not path.is_file():
+            if str(name) not in recipes.names():
+                raise BoneError(
+                    f"There is no recipe {str(name)!r}; give a YAML file or one of {', '.join(recipes.names())}."
+                )
+            path = recipes.path_of(str(name))
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BoneError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(content, dict):
+            raise BoneError(f"{path} holds no recipe; write it as `key: value` lines, such as `base: ...`.")
+        content.pop("versions", None)  # written by a run for the record
+        return cls().merged(content, where=str(path))
+
+    def merged(self, content: Mapping[str, Any], *, where: str = "the recipe") -> "Recipe":
+        """Return a copy with ``content`` (as in YAML) laid over it; ``adapter`` and ``training`` key by key."""
+        flat: dict[str, Any] = {}
+        for key, value in content.items():
+            if key in ("adapter", "training"):
+                if not isinstance(value, dict):
+                    raise BoneError(f"{key} in {where} must hold `key: value` lines, found {value!r}.")
+                flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
+            else:
+                flat[str(key)] = value
+        return self.with_values(flat, where=where)
+
+    def with_values(self, values: Mapping[str, Any], *, where: str = "the recipe") -> "Recipe":
+        """Return a copy with dotted keys (``"adapter.r"``) set; unknown keys are refused with the nearest one."""
+        copy = dataclasses.replace(self, adapter=dict(self.adapter), training=dict(self.training))
+        for key, value in values.items():
+            section, _, inner = key.partition(".")
+            if inner and section in ("adapter", "training"):
+                getattr(copy, section)[inner] = value
+            elif key in (own := [f.name for f in dataclasses.fields(copy)]) and not inner:
+                setattr(copy, key, value)
+            else:
+                raise _unknown(key, own, where)
+        copy._check_types(where)
+        return copy
+
+    def checked(self) -> "Recipe":
+        """Return a copy with the defaults filled in, ready to run; every key of both sections is a real one."""
+        from trl import SFTConfig
+
+        from bone_peft import BoneConfig
+
+        for name in ("base", "data", "out"):
+            if not getattr(self, name):
+                raise BoneError(f"The recipe names no {name}; add `{name}: ...` or pass --{name}.")
+        for key, instead in _NOT_IN_TRAINING.items():
+            if key in self.training:
+                raise BoneError(f"training.{key} is set by the run itself; use {instead} instead.")
+        if self.continue_from is not None and self.adapter:
+            raise BoneError(
+                f"{self.continue_from} brings the options of its adapter along: leave out "
+                f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
+            )
+        _known_keys("adapter", self.adapter, (f.name for f in dataclasses.fields(BoneConfig)))
+        _known_keys("training", self.training, (f.name for f in dataclasses.fields(SFTConfig)))
+        return dataclasses.replace(self, training={**TRAINING_DEFAULTS, **self.training})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the keys that say nothing."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None and value != {}}
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that :meth:`load` reads back to an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe with the versions it ran on."""
+        versions = yaml.safe_dump({"versions": versions_now()}, sort_keys=False)
+        with whole_file(path) as staging:
+            staging.write_text(self.to_yaml() + versions, encoding="utf-8")
+
+    def _check_types(self, where: str) -> None:
+        if self.fields is not None:
+            self.fields = list(self.fields)
+            if len(self.fields) != 2 or not all(isinstance(name, str) for name in self.fields):
+                raise BoneError(
+                    f"fields in {where} must name two columns, [prompt, completion]; found {self.fields!r}."
+                )
+        optional = ("template", "eval_data", "continue_from")
+        for name in ("base", "data", "out", "dtype", "quantize", *optional):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in optional):
+                raise BoneError(f"{name} in {where} must be text, found {value!r}.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise BoneError(f"seed in {where} must be a whole number of zero or more, found {self.seed!r}.")
+        if self.chat not in (None, True, False):
+            raise BoneError(f"chat in {where} must be true or false, found {self.chat!r}.")
+
+
+def parse_value(text: str) -> Any:
+    """A value from the command line, read as in a recipe (``1e-4`` is a number, ``[a, b]`` a list)."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise BoneError(f"{text!r} is not a value; quote it, or write it as in YAML.") from error
+
+
+def versions_now() -> dict[str, str]:
+    """Versions of what decides the numbers of a run."""
+    from importlib.metadata import version
+
+    return {
+        name: version(name) for name in ("bone-peft", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+    }
+
+
+def _known_keys(section: str, given: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise _unknown(f"{section}.{key}", [f"{section}.{name}" for name in known], "the recipe")
+
+
+def _unknown(key: str, known: Iterable[str], where: str) -> BoneError:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+    return BoneError(f"{key!r} in {where} is no recipe key{f'; did you mean {close[0]!r}?' if close else '.'}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``2e-5`` is a number, as its writers mean it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

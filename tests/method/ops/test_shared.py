@@ -1,0 +1,105 @@
+"""The block sum of one x is computed once, and never kept past x."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+
+from bone_peft.method.ops import shared
+from bone_peft.method.ops.shared import with_block_sum
+
+from .layers import DEVICE, HALF, distance
+
+
+def activation(*shape):
+    return torch.randn(*shape, requires_grad=True).mul(2)
+
+
+def test_the_second_reader_gets_the_same_sum():
+    x = activation(3, 40)
+    first, second = with_block_sum(x, 16), with_block_sum(x, 16)
+    assert all(a is b for a, b in zip(first, second, strict=True))
+
+
+def test_never_stale():
+    x = torch.randn(3, 32)
+    before = with_block_sum(x, 16)[1].clone()
+    x.add_(1)
+    torch.testing.assert_close(with_block_sum(x, 16)[1], before + 2)
+    assert with_block_sum(x, 8)[1].shape == (3, 8)
+    assert with_block_sum(x.clone(), 8)[1] is not with_block_sum(x, 8)[1]
+
+
+def test_a_sum_without_gradient_is_not_given_to_who_trains():
+    x = activation(3, 32)
+    with torch.no_grad():
+        assert not with_block_sum(x, 16)[0].requires_grad
+    assert with_block_sum(x, 16)[0].requires_grad
+
+
+def test_gradients_of_all_readers_add_up():
+    leaf = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
+    x = leaf * 1
+    blocks = [torch.randn(16, 8, dtype=torch.float64) for _ in range(3)]
+    weights = [torch.randn(40, 8, dtype=torch.float64) for _ in range(3)]
+
+    def reader(block, weight):
+        same, s, handle = with_block_sum(x, 16)
+        return same @ weight + (s.detach() + handle - handle.detach()) @ block
+
+    found = torch.autograd.grad(sum(reader(*pair).square().sum() for pair in zip(blocks, weights, strict=True)), leaf)
+    s = torch.nn.functional.pad(leaf, (0, 8)).view(5, 3, 16).sum(1)
+    truth = sum((leaf @ w + s @ b).square().sum() for b, w in zip(blocks, weights, strict=True))
+    torch.testing.assert_close(found, torch.autograd.grad(truth, leaf))
+
+
+def test_nothing_outlives_x():
+    x = activation(3, 32)
+    same, s, _ = with_block_sum(x, 16)
+    dead = weakref.ref(same), weakref.ref(s)
+    del x, same, s, _
+    gc.collect()
+    assert [ref() for ref in dead] == [None, None]
+
+
+def test_threads_do_not_share():
+    x = torch.randn(3, 32)
+    mine = with_block_sum(x, 16)[1]
+    theirs = []
+    thread = threading.Thread(target=lambda: theirs.append(with_block_sum(x, 16)[1]))
+    thread.start()
+    thread.join()
+    assert theirs[0] is not mine
+    torch.testing.assert_close(theirs[0], mine)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        x = torch.randn(3, 32)
+        torch.testing.assert_close(with_block_sum(x, 16)[1], x.view(3, 2, 16).sum(1))
+    assert getattr(shared._last, "entry", None) is None or shared._last.entry.owner() is not x
+
+
+def test_the_native_sum_is_shared_too():
+    x = activation(2, 3, 40)
+    first = shared.shared_block_sum(x, 16)
+    assert shared.shared_block_sum(x, 16) is first
+    torch.testing.assert_close(first, torch.nn.functional.pad(x, (0, 8)).view(6, 3, 16).sum(1))
+    dead = weakref.ref(first)
+    del x, first
+    gc.collect()
+    assert dead() is None
+
+
+@pytest.mark.parametrize("features", [32, 40])
+def test_the_operator_for_the_compiler(features):
+    x = torch.randn(2, 3, features, dtype=HALF, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(torch.ops.bone_peft.block_sum, (x, 16), test_utils=("test_schema", "test_faketensor"))
+    s, handle = torch.ops.bone_peft.block_sum(x, 16)
+    exact = torch.nn.functional.pad(x.detach().double(), (0, -features % 16)).view(6, -1, 16).sum(1)
+    assert distance(s, exact) < torch.finfo(HALF).eps
+    ds = torch.randn(6, 16, device=DEVICE)
+    (dx,) = torch.autograd.grad(handle, x, ds)
+    torch.testing.assert_close(dx, ds.repeat(1, 3)[:, :features].view(x.shape).to(HALF))

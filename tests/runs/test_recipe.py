@@ -1,0 +1,85 @@
+"""Recipes: YAML in and out, refused keys, the shipped ones."""
+
+import pytest
+
+from bone_peft import BoneConfig
+from bone_peft.errors import BoneError
+from bone_peft.runs import recipes
+from bone_peft.runs.training import Recipe
+from bone_peft.runs.training.recipe import parse_value
+
+
+def test_a_recipe_survives_its_yaml(tmp_path):
+    recipe = Recipe().with_values(
+        {"base": "b", "data": "d", "fields": ["q", "a"], "adapter.r": 8, "training.learning_rate": 2e-5}
+    )
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_scientific_notation_is_a_number(tmp_path):
+    (tmp_path / "r.yaml").write_text("training:\n  learning_rate: 2e-5\n", encoding="utf-8")
+    assert Recipe.load(tmp_path / "r.yaml").training["learning_rate"] == 2e-5
+    assert parse_value("1e-4") == 1e-4
+    assert parse_value("bat") == "bat"
+    assert parse_value("true") is True
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("basis: x", "'basis'.*did you mean 'base'"),
+        ("adapter: 3", "adapter .* must hold"),
+        ("fields: [one]", "fields .* two columns"),
+        ("seed: -1", "seed"),
+        ("chat: maybe", "chat"),
+        ("- a", "no recipe"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path, text, says):
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(BoneError, match=says) as error:
+        Recipe.load(tmp_path / "r.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"adapter.target_module": ["q"]}, "adapter.target_modules"),
+        ({"training.learning_rat": 1}, "training.learning_rate"),
+        ({"training.output_dir": "x"}, "training.output_dir .* out"),
+        ({"base": ""}, "no base"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(values, says):
+    with pytest.raises(BoneError, match=says):
+        Recipe(base="b", data="d").with_values(values).checked()
+
+
+def test_there_is_no_such_recipe():
+    with pytest.raises(BoneError, match="metamath-bone"):
+        Recipe.load("metamat")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_shipped_recipes_are_valid(name, tmp_path):
+    from trl import SFTConfig
+
+    recipe = Recipe.load(name)
+    # RWKV's recipes leave base and data to the command line.
+    recipe = recipe.with_values({"base": recipe.base or "model.pth", "data": recipe.data or "data.jsonl"}).checked()
+    BoneConfig(**recipe.adapter)
+    SFTConfig(output_dir=str(tmp_path), report_to="none", **recipe.training)
+
+
+@pytest.mark.parametrize(("name", "init_weights"), [("metamath-bone", True), ("metamath-bat", "bat")])
+def test_metamath_has_the_papers_settings(name, init_weights):
+    recipe = Recipe.load(name)
+    training = recipe.training
+    config = BoneConfig(**recipe.adapter)
+    assert (config.r, config.init_weights, len(config.target_modules)) == (64, init_weights, 7)
+    assert training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] == 128
+    assert (training["learning_rate"], training["lr_scheduler_type"], training["max_length"]) == (2e-5, "cosine", 512)
+    assert (recipe.fields, recipe.dtype) == (["query", "response"], "bfloat16")
