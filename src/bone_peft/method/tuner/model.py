@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +20,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bone_peft.errors import BoneError
-from bone_peft.rwkv.pth_names import TARGETS as RWKV_TARGETS
 
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE
@@ -44,13 +43,14 @@ class BoneModel(BaseTuner):
 
     prefix = "bone_"
     tuner_layer_cls = BoneLayer
-    # RWKV-7 is not of Transformers, and so not in PEFT's list.
-    target_module_mapping: dict[str, Any] = {
-        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-        "rwkv7": list(RWKV_TARGETS),
-    }
+    target_module_mapping: dict[str, Any] = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 
     add_weighted_adapter = add_weighted_adapter
+
+    @classmethod
+    def register_targets(cls, model_type: str, names: Sequence[str]) -> None:
+        """Say what ``target_modules`` is when it is left out, for a type of model that is not in PEFT's list."""
+        cls.target_module_mapping[model_type] = list(names)
 
     def merge_bone_layers(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapters into the weights, for inference at the base model's speed.

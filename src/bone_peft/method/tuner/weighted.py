@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 
 from bone_peft.errors import BoneError
 
 from .config import BoneConfig
 from .layer import BoneLayer
 
-if TYPE_CHECKING:
-    from .model import BoneModel
-
 
 def add_weighted_adapter(
-    self: BoneModel,
+    model: BaseTuner,
     adapters: Sequence[str],
     weights: Sequence[float],
     adapter_name: str,
@@ -27,6 +25,7 @@ def add_weighted_adapter(
     """Add the adapter whose ``dW`` is ``sum_k weights[k] * dW_k``, in every layer, without approximation.
 
     Args:
+        model: holds the adapters.
         adapters: names of adapters of one variant and one shape.
         weights: a factor for each. The scale that an adapter has in a layer counts as well.
         adapter_name: name of the new adapter. It is added inactive and frozen.
@@ -35,15 +34,15 @@ def add_weighted_adapter(
     Raises:
         BoneError: if an adapter is unknown, the name is taken, or the adapters differ in variant or shape.
     """
-    configs = _checked(self, adapters, weights, adapter_name, combination_type)
-    self.peft_config[adapter_name] = _combined_config(configs)
+    configs = _checked(model, adapters, weights, adapter_name, combination_type)
+    model.peft_config[adapter_name] = _combined_config(configs)
     try:
-        self.inject_adapter(self.model, adapter_name)
+        model.inject_adapter(model.model, adapter_name)
     except Exception:
-        del self.peft_config[adapter_name]
+        del model.peft_config[adapter_name]
         raise
-    self.set_requires_grad(adapter_name, requires_grad=False)
-    for layer in self.model.modules():
+    model.set_requires_grad(adapter_name, requires_grad=False)
+    for layer in model.model.modules():
         if isinstance(layer, BoneLayer) and adapter_name in layer.bone_variant:
             params = [layer._scaled(name) for name in adapters]
             with torch.no_grad():
@@ -53,7 +52,7 @@ def add_weighted_adapter(
 
 
 def _checked(
-    model: BoneModel,
+    model: BaseTuner,
     adapters: Sequence[str],
     weights: Sequence[float],
     adapter_name: str,

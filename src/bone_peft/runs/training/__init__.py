@@ -1,6 +1,7 @@
 """Fine-tuning from a recipe."""
 
 from .recipe import Recipe
-from .train import TrainingStopped, TrainResult, train
+from .result import TrainResult
+from .train import TrainingStopped, train
 
 __all__ = ["Recipe", "TrainResult", "TrainingStopped", "train"]

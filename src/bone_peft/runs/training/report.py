@@ -8,16 +8,14 @@ from bone_peft.io.whole import whole_file
 
 from .plot import plot_loss
 from .recipe import Recipe, versions_now
+from .result import TrainResult
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from ..evaluation import Score
-    from .train import TrainResult
 
 
-def write_report(
-    run: RunFolder, recipe: Recipe, result: "TrainResult", scores: "dict[str, Score] | None" = None
-) -> None:
+def write_report(run: RunFolder, recipe: Recipe, result: TrainResult, scores: "dict[str, Score] | None" = None) -> None:
     """Write ``report.html`` and ``loss.png`` into the run's folder.
 
     Args:
@@ -46,7 +44,7 @@ def write_report(
         file.write_text(page, encoding="utf-8")
 
 
-def facts_of(result: "TrainResult") -> dict[str, str]:
+def facts_of(result: TrainResult) -> dict[str, str]:
     """What a run measured, in words and units."""
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     share = result.trainable_parameters / result.base_parameters
@@ -62,7 +60,7 @@ def facts_of(result: "TrainResult") -> dict[str, str]:
     }
 
 
-def _answers(result: "TrainResult", scores: "dict[str, Score] | None") -> dict[str, Any]:
+def _answers(result: TrainResult, scores: "dict[str, Score] | None") -> dict[str, Any]:
     """Columns of answers by name, over the same questions."""
     columns = {name: score.samples for name, score in (scores or {}).items()} or {"answer": result.samples}
     questions = next(iter(columns.values()))
