@@ -1,4 +1,7 @@
-"""Files of strangers: everything is checked before a tensor is read, and nothing in them is run."""
+"""Reading what strangers wrote, writing whole or not at all.
+
+Everything in a file is checked before a tensor is read, and nothing in it is run.
+"""
 
 from .json_file import read_json
 from .safetensors_file import SafetensorsFile, read_safetensors

@@ -10,7 +10,7 @@ from peft import LoraConfig, MissConfig, PeftConfig, get_peft_model
 from torch import nn
 
 from bone_peft.errors import BoneError
-from bone_peft.method.tuner import BoneConfig
+from bone_peft.method import BoneConfig
 
 
 @dataclass(frozen=True)

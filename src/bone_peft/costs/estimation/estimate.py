@@ -12,7 +12,7 @@ from torch import nn
 
 from bone_peft.errors import BoneError
 from bone_peft.files.checkpoints.outline import linear_shape, outline
-from bone_peft.method.tuner import BoneConfig, BoneLayer, BoneModel
+from bone_peft.method import BoneConfig, BoneLayer, BoneModel
 
 from .memory import saved_bytes
 from .methods import METHODS, Layers, Method

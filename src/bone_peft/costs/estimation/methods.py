@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from bone_peft.method.tuner import BoneConfig
+from bone_peft.method import BoneConfig
 from bone_peft.method.variants import VARIANTS
 
 Layers = Mapping[str, tuple[int, int]]

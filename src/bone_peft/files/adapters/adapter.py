@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bone_peft.errors import BoneError
 from bone_peft.io.names import shown
-from bone_peft.method.tuner.config import BoneConfig
+from bone_peft.method import BoneConfig
 from bone_peft.method.variants import Params, Variant
 
 ShapeOf = Callable[[str], tuple[int, int]]

@@ -17,7 +17,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io import read_json, read_safetensors, read_torch
 from bone_peft.io.names import brief, check_names, shown
 from bone_peft.io.whole import whole_folder
-from bone_peft.method.tuner.config import BoneConfig
+from bone_peft.method import BoneConfig
 from bone_peft.method.variants import Params
 
 from .adapter import Adapter

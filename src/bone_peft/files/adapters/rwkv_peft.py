@@ -14,7 +14,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io import read_torch
 from bone_peft.io.names import check_names
 from bone_peft.io.whole import whole_file
-from bone_peft.method.tuner.config import BoneConfig
+from bone_peft.method import BoneConfig
 from bone_peft.rwkv.pth_model import version_of
 from bone_peft.rwkv.pth_names import hf_layout, hf_name, pth_layout, pth_name
 

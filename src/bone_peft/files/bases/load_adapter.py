@@ -24,8 +24,6 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
-    import bone_peft  # noqa: F401  (registers BONE with PEFT)
-
     folder = Path(folder)
     if folder.suffix == ".pth":
         return _load_rwkv_peft(model, folder, trainable)

@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.method.tuner import BoneConfig, BoneLayer
+from bone_peft.method import BoneConfig, BoneLayer
 from bone_peft.method.variants import parameter_names
 
 from ..adapters import Adapter

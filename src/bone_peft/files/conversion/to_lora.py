@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.method.tuner.config import BoneConfig
+from bone_peft.method import BoneConfig
 from bone_peft.method.variants import Params
 
 from ..adapters import Adapter

@@ -9,7 +9,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief
-from bone_peft.method.tuner import BoneLayer, BoneModel
+from bone_peft.method import BoneLayer, BoneModel
 from bone_peft.method.variants import Params, Variant
 
 from ..adapters import Adapter

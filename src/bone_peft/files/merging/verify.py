@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.method.tuner import BoneLayer
+from bone_peft.method import BoneLayer
 
 from ..bases import load_base
 from ..conversion import convert

@@ -112,7 +112,7 @@ class Recipe:
         """Return a copy with the defaults filled in, ready to run; every key of both sections is a real one."""
         from trl import SFTConfig
 
-        from bone_peft import BoneConfig
+        from bone_peft.method import BoneConfig
 
         for name in ("base", "data", "out"):
             if not getattr(self, name):

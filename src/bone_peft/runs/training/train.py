@@ -135,7 +135,7 @@ def _build_trainer(
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    from bone_peft import BoneConfig
+    from bone_peft.method import BoneConfig
 
     config = None
     try:
