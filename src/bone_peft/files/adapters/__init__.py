@@ -1,4 +1,4 @@
-"""Adapters as values, and the files they come in: one file of this folder for each format."""
+"""Adapters as values, and the files they come in."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from pathlib import Path
 from bone_peft.errors import BoneError
 from bone_peft.io.whole import check_free
 
-from . import peft_bone, peft_lora, peft_miss, rwkv_peft
 from .adapter import Adapter, ShapeOf
 from .format import Format
+from .formats import FORMATS
 
 __all__ = ["FORMATS", "Adapter", "Format", "ShapeOf", "read_adapter", "write_adapter"]
-
-FORMATS: dict[str, Format] = {
-    format.name: format for format in (peft_bone.BONE, peft_miss.MISS, peft_lora.LORA, rwkv_peft.RWKV)
-}
-"""Every format, by the name that ``bone convert --to`` takes."""
 
 
 def read_adapter(path: str | Path) -> tuple[Adapter, Format]:

@@ -1,24 +1,26 @@
-"""One file per kind of source, and the list of them."""
+"""Where rows come from, one file for each kind. They are read at import, so a kind is added by adding its file."""
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Protocol
 
-from . import gym, hub, json_lines, parquet
+from .. import hub
 
 
 class Source(Protocol):
     """A kind of source; a module with these two functions is one."""
 
     def accepts(self, source: str) -> bool:
-        """True when ``source`` is of this kind."""
+        """True when ``source`` is of this kind, and of no other."""
 
     def read(self, source: str) -> Any:
         """Return a :class:`datasets.Dataset` with the source's own columns, or raise ``BoneError``."""
 
 
-# The first that accepts wins; `hub` takes every name, so it stays last.
-SOURCES: list[Source] = [gym, json_lines, parquet, hub]
+SOURCES: list[Source] = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 
 
 def read(source: str) -> Any:
-    """Read ``source`` with the first kind that accepts it."""
-    return next(kind for kind in SOURCES if kind.accepts(source)).read(source)
+    """Read ``source`` with the kind that accepts it; what none accepts is for ``datasets`` to find."""
+    kind = next((kind for kind in SOURCES if kind.accepts(source)), None)
+    return hub.read(source) if kind is None else kind.read(source)

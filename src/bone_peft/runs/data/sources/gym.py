@@ -6,7 +6,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
-from . import options
+from .. import options
 
 _PREFIX = "gym:"
 # reasoning-gym draws a seed when none is given; a run that cannot be repeated is no default.

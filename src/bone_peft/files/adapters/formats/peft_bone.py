@@ -9,9 +9,9 @@ from bone_peft.errors import BoneError
 from bone_peft.method.tuner.config import CONFIG_FIELDS
 from bone_peft.method.variants import parameter_names
 
-from . import peft_folder
-from .adapter import Adapter
-from .format import Format
+from .. import peft_folder
+from ..adapter import Adapter
+from ..format import Format
 
 
 def read(path: Path) -> Adapter:
@@ -30,4 +30,4 @@ def write(adapter: Adapter, path: Path) -> None:
     peft_folder.write_folder(path, adapter.config, named, adapter.whole)
 
 
-BONE = Format("bone", "PEFT Bone folder", partial(peft_folder.recognizes, peft_type="BONE"), read, write)
+FORMAT = Format("bone", "PEFT Bone folder", partial(peft_folder.recognizes, peft_type="BONE"), read, write)

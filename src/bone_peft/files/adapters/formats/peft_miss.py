@@ -10,9 +10,9 @@ from peft import MissConfig
 
 from bone_peft.errors import BoneError
 
-from . import peft_folder
-from .adapter import Adapter
-from .format import Format
+from .. import peft_folder
+from ..adapter import Adapter
+from ..format import Format
 
 _BIAS = {"MiSS_only": "bone_only"}
 
@@ -54,4 +54,4 @@ def write(adapter: Adapter, path: Path) -> None:
     peft_folder.write_folder(path, config, named, adapter.whole)
 
 
-MISS = Format("miss", "PEFT MiSS folder", partial(peft_folder.recognizes, peft_type="MISS"), read, write)
+FORMAT = Format("miss", "PEFT MiSS folder", partial(peft_folder.recognizes, peft_type="MISS"), read, write)

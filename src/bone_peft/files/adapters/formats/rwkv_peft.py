@@ -18,9 +18,9 @@ from bone_peft.method import BoneConfig
 from bone_peft.rwkv.pth_model import version_of
 from bone_peft.rwkv.pth_names import hf_layout, hf_name, pth_layout, pth_name
 
-from . import peft_folder
-from .adapter import Adapter
-from .format import Format
+from .. import peft_folder
+from ..adapter import Adapter
+from ..format import Format
 
 _NAMES = {"disha": "bone_block", "bone": "bone_block"}
 
@@ -64,4 +64,4 @@ def write(adapter: Adapter, path: Path) -> None:
         torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
-RWKV = Format("rwkv", "RWKV-PEFT file", recognizes, read, write, is_folder=False)
+FORMAT = Format("rwkv", "RWKV-PEFT file", recognizes, read, write, is_folder=False)

@@ -16,9 +16,9 @@ from torch import Tensor
 from bone_peft.errors import BoneError
 from bone_peft.method.variants import VARIANTS, Params
 
-from . import peft_folder
-from .adapter import Adapter
-from .format import Format
+from .. import peft_folder
+from ..adapter import Adapter
+from ..format import Format
 
 _NAMES = {"lora_A.weight": "bone_down", "lora_B.weight": "bone_up"}
 _BIAS = {"lora_only": "bone_only"}
@@ -110,4 +110,4 @@ def write(adapter: Adapter, path: Path) -> None:
     peft_folder.write_folder(path, config, named, adapter.whole)
 
 
-LORA = Format("lora", "PEFT LoRA folder", partial(peft_folder.recognizes, peft_type="LORA"), read, write)
+FORMAT = Format("lora", "PEFT LoRA folder", partial(peft_folder.recognizes, peft_type="LORA"), read, write)

@@ -7,10 +7,6 @@ from bone_peft.errors import BoneError
 from . import options
 
 
-def accepts(source: str) -> bool:
-    return True
-
-
 def read(source: str) -> Any:
     from datasets import load_dataset
 
