@@ -16,8 +16,8 @@ def test_one_token_on_triton(features, r, bias, monkeypatch):
     truth = case.as_float64()
     x = case.x[:1, :1].detach()
     calls = []
-    forward = decode._forward
-    monkeypatch.setattr(decode, "_forward", lambda *a: calls.append(a) or forward(*a))
+    forward = decode.linear_bone_token
+    monkeypatch.setattr(decode, "linear_bone_token", lambda *a: calls.append(a) or forward(*a))
     with torch.no_grad(), path("triton"):
         y = case(x)
     assert len(calls) == 1
@@ -29,7 +29,7 @@ def test_one_token_on_triton(features, r, bias, monkeypatch):
 @pytest.mark.skipif(not KERNELS, reason="needs a GPU, or Triton's interpreter")
 def test_a_token_that_trains_takes_the_other_way_on_triton(monkeypatch):
     case = Case("bone", HALF)
-    monkeypatch.setattr(decode, "_forward", lambda *a: pytest.fail("no gradient comes through here"))
+    monkeypatch.setattr(decode, "linear_bone_token", lambda *a: pytest.fail("no gradient comes through here"))
     with path("triton"):
         case(case.x[:1, :1]).sum().backward()
     assert case.params["bone_block"].grad.any()

@@ -97,7 +97,7 @@ def test_the_native_sum_is_shared_too():
 def test_the_operator_for_the_compiler(features):
     x = torch.randn(2, 3, features, dtype=HALF, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.bone_peft.block_sum, (x, 16), test_utils=("test_schema", "test_faketensor"))
-    s, handle = torch.ops.bone_peft.block_sum(x, 16)
+    s, handle = shared._FusedBlockSum.apply(x, 16)
     exact = torch.nn.functional.pad(x.detach().double(), (0, -features % 16)).view(6, -1, 16).sum(1)
     assert distance(s, exact) < torch.finfo(HALF).eps
     ds = torch.randn(6, 16, device=DEVICE)

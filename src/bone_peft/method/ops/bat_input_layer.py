@@ -41,15 +41,11 @@ def linear_bat_input(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tens
     Returns:
         ``(..., out)``.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.bone_peft.linear_bat_input(x, weight, bias, block)
     return _LinearBatInput.apply(x, weight, bias, block)
 
 
 def bat_input(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """``z (..., in)`` and ``v (tokens, r)`` in the dtype of ``x``, for a base layer that is a black box."""
-    if torch.compiler.is_compiling():
-        return torch.ops.bone_peft.bat_input(x, block)
     return _BatInput.apply(x, block)
 
 
@@ -61,19 +57,37 @@ def add_tiled(y: Tensor, v: Tensor) -> Tensor:
     return _AddTiled.apply(y, v)
 
 
+@operator("linear_bat_input(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    z, v = transform(rows(x), block)
+    z, v = transform(rows(x), block.contiguous())
     y = add_to_blocks(None, v, weight.T, bias).addmm_(z, weight.T)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+@_linear_forward.fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@operator(
+    "linear_bat_input_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)"
+)
 def _linear_backward(
     dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    """``dx``, if it is wanted, and ``dD``, if ``x`` is given."""
     flat = rows(dy)
     dv = block_sum(flat, block.shape[-1])
-    dx, dblock = transform_backward(flat @ weight, dv, None if x is None else rows(x), block, needs_x)
+    dx, dblock = transform_backward(flat @ weight, dv, None if x is None else rows(x), block.contiguous(), needs_x)
     return None if dx is None else dx.view(*dy.shape[:-1], weight.shape[1]), dblock
+
+
+@_linear_backward.fake
+def _(
+    dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else None
+    return dx, None if x is None else block.new_empty(block.shape)
 
 
 class _LinearBatInput(Function):
@@ -86,27 +100,55 @@ class _LinearBatInput(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, block = ctx.saved_tensors
-        dx, dblock = _linear_backward(dy, x, weight, block, ctx.needs_input_grad[0])
-        return dx, None, None, dblock
+        needs = ctx.needs_input_grad
+        dx, dblock = _linear_backward(dy, x, weight, block, needs[0])
+        return dx if needs[0] else None, None, None, dblock if needs[3] else None
+
+
+@operator("bat_input(Tensor x, Tensor block) -> (Tensor, Tensor)")
+def _forward(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    z, v = transform(rows(x), block.contiguous())
+    return z.view(x.shape), v.to(x.dtype)
+
+
+@_forward.fake
+def _(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1], block.shape[-1])
+
+
+@operator("bat_input_backward(Tensor dz, Tensor dv, Tensor? x, Tensor block, bool needs_x) -> (Tensor, Tensor)")
+def _backward(
+    dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """As above, with the gradient of ``z`` at hand."""
+    flat = None if x is None else rows(x)
+    dx, dblock = transform_backward(rows(dz), dv.contiguous(), flat, block.contiguous(), needs_x)
+    return None if dx is None else dx.view(dz.shape), dblock
+
+
+@_backward.fake
+def _(dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool) -> tuple[Tensor | None, Tensor | None]:
+    return dz.new_empty(dz.shape) if needs_x else None, None if x is None else block.new_empty(block.shape)
 
 
 class _BatInput(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, block)
-        z, v = transform(rows(x), block)
-        return z.view(x.shape), v.to(x.dtype)
+        return _forward(x, block)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         x, block = ctx.saved_tensors
-        flat = None if x is None else rows(x)
-        dx, dblock = transform_backward(rows(dz), dv.contiguous(), flat, block, ctx.needs_input_grad[0])
-        return None if dx is None else dx.view(dz.shape), dblock
+        needs = ctx.needs_input_grad
+        dx, dblock = _backward(dz, dv, x, block, needs[0])
+        return dx if needs[0] else None, dblock if needs[1] else None
 
 
 class _AddTiled(Function):
+    """Not for the compiler, which does better with PyTorch's operations: it fuses them with what comes after."""
+
     @staticmethod
     def forward(ctx: Any, y: Tensor, v: Tensor) -> Tensor:
         ctx.r = v.shape[1]
@@ -116,87 +158,3 @@ class _AddTiled(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return dy, block_sum(rows(dy), ctx.r) if ctx.needs_input_grad[1] else None
-
-
-# For torch.compile: the same functions as operators that the compiler does not look into.
-
-
-@operator("linear_bat_input(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
-def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return _linear_forward(x, weight, bias, block.contiguous())
-
-
-@_linear_op.fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@operator(
-    "linear_bat_input_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)"
-)
-def _linear_backward_op(
-    dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
-) -> tuple[Tensor, Tensor]:
-    dx, dblock = _linear_backward(dy, x, weight, block.contiguous(), needs_x)
-    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
-
-
-@_linear_backward_op.fake
-def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
-    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else dy.new_empty(0)
-    return dx, dy.new_empty(0) if x is None else block.new_empty(block.shape)
-
-
-@operator("bat_input(Tensor x, Tensor block) -> (Tensor, Tensor)")
-def _bat_input_op(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    z, v = transform(rows(x), block.contiguous())
-    return z.view(x.shape), v.to(x.dtype)
-
-
-@_bat_input_op.fake
-def _(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1], block.shape[-1])
-
-
-@operator("bat_input_backward(Tensor dz, Tensor dv, Tensor? x, Tensor block, bool needs_x) -> (Tensor, Tensor)")
-def _bat_input_backward_op(
-    dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool
-) -> tuple[Tensor, Tensor]:
-    dx, dblock = transform_backward(
-        rows(dz), dv.contiguous(), None if x is None else rows(x), block.contiguous(), needs_x
-    )
-    return dz.new_empty(0) if dx is None else dx.view(dz.shape), dz.new_empty(0) if dblock is None else dblock
-
-
-@_bat_input_backward_op.fake
-def _(dz: Tensor, dv: Tensor, x: Tensor | None, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
-    dx = dz.new_empty(dz.shape) if needs_x else dz.new_empty(0)
-    return dx, dz.new_empty(0) if x is None else block.new_empty(block.shape)
-
-
-def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, block = inputs
-    ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, block)
-
-
-def _linear_op_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, block = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    dx, dblock = torch.ops.bone_peft.linear_bat_input_backward(dy, x, weight, block, needs[0])
-    return dx if needs[0] else None, None, None, dblock if needs[3] else None
-
-
-def _save_bat_input(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, block = inputs
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, block)
-
-
-def _bat_input_op_backward(ctx: Any, dz: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-    x, block = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    dx, dblock = torch.ops.bone_peft.bat_input_backward(dz, dv, x, block, needs[0])
-    return dx if needs[0] else None, dblock if needs[1] else None
-
-
-_linear_op.backward(_linear_op_backward, _save_linear)
-_bat_input_op.backward(_bat_input_op_backward, _save_bat_input)

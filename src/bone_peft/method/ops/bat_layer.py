@@ -47,19 +47,30 @@ def linear_bat(x: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | 
     Returns:
         ``(..., out)``.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.bone_peft.linear_bat(x, weight if isinstance(weight, Tensor) else weight(), bias, block)
     if isinstance(weight, Tensor):
         return _LinearBat.apply(x, weight, None, bias, block)
+    if torch.compiler.is_compiling():
+        return _LinearBat.apply(x, weight(), None, bias, block)
     return _LinearBat.apply(x, None, weight, bias, block)
 
 
+@operator("linear_bat(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return F.linear(x, bat_weight(weight.contiguous(), block.contiguous()), bias)
+
+
+@_forward.fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@operator("bat_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)")
 def _backward(
     dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``dx`` and, if ``x`` is given, ``dB``."""
+    """``dx``, if it is wanted, and ``dB``, if ``x`` is given."""
     flat = rows(dy)
-    weight = weight.contiguous()
+    weight, block = weight.contiguous(), block.contiguous()
     dblock = None
     if x is None:
         new: Tensor | None = bat_weight(weight, block)
@@ -67,6 +78,14 @@ def _backward(
         new, dblock = bat_weight_backward(weight, block, onednn.matmul(flat.T, rows(x)), rebuild=needs_x)
     dx = (flat @ new).view(*dy.shape[:-1], weight.shape[1]) if needs_x and new is not None else None
     return dx, dblock
+
+
+@_backward.fake
+def _(
+    dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else None
+    return dx, None if x is None else block.new_empty(block.shape)
 
 
 class _LinearBat(Function):
@@ -81,53 +100,13 @@ class _LinearBat(Function):
     ) -> Tensor:
         ctx.read_weight = read_weight
         ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, weight, block)
-        base = read_weight() if read_weight is not None else weight
-        return F.linear(x, bat_weight(base.contiguous(), block), bias)  # type: ignore[union-attr]
+        return _forward(x, weight if read_weight is None else read_weight(), bias, block)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, block = ctx.saved_tensors
+        needs = ctx.needs_input_grad
         base = weight if ctx.read_weight is None else ctx.read_weight()
-        dx, dblock = _backward(dy, x, base, block, ctx.needs_input_grad[0])
-        return dx, None, None, None, dblock
-
-
-# For torch.compile: the same functions as operators that the compiler does not look into.
-
-
-@operator("linear_bat(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
-def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return F.linear(x, bat_weight(weight.contiguous(), block.contiguous()), bias)
-
-
-@_linear_op.fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@operator("bat_backward(Tensor dy, Tensor? x, Tensor weight, Tensor block, bool needs_x) -> (Tensor, Tensor)")
-def _backward_op(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
-    dx, dblock = _backward(dy, x, weight, block.contiguous(), needs_x)
-    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dblock is None else dblock
-
-
-@_backward_op.fake
-def _(dy: Tensor, x: Tensor | None, weight: Tensor, block: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
-    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1]) if needs_x else dy.new_empty(0)
-    return dx, dy.new_empty(0) if x is None else block.new_empty(block.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, block = inputs
-    ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, block)
-
-
-def _linear_op_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, block = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    dx, dblock = torch.ops.bone_peft.bat_backward(dy, x, weight, block, needs[0])
-    return dx if needs[0] else None, None, None, dblock if needs[3] else None
-
-
-_linear_op.backward(_linear_op_backward, _save)
+        dx, dblock = _backward(dy, x, base, block, needs[0])
+        return dx if needs[0] else None, None, None, None, dblock if needs[4] else None

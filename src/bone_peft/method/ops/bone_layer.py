@@ -86,8 +86,6 @@ def linear_bone(x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tens
     Returns:
         ``(..., out)`` in the dtype of ``x``.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.bone_peft.linear_bone(x, s, handle, weight, bias, block)[0]
     return _LinearBone.apply(x, s, handle, weight, bias, block)
 
 
@@ -102,21 +100,71 @@ def add_bone(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> Tensor:
     Returns:
         ``(..., out)`` in the dtype of ``y``.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.bone_peft.add_bone(y, s, handle, block)[0]
     return _AddBone.apply(y, s, handle, block)
 
 
+@operator("linear_bone(Tensor x, Tensor s, Tensor weight, Tensor? bias, Tensor block) -> (Tensor, Tensor)")
 def _linear_forward(x: Tensor, s: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and ``D`` in the dtype of ``s`` for backward."""
     # s D first and the large product onto it: the other order would read and write y once more.
-    y, rounded = product(s, block, bias)
+    y, rounded = product(s.contiguous(), block.contiguous(), bias)
     y.addmm_(rows(x), weight.T)
     return y.view(*x.shape[:-1], y.shape[-1]), rounded
 
 
+@_linear_forward.fake
+def _(x: Tensor, s: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), torch.empty_like(block, dtype=s.dtype)
+
+
+@operator("add_bone(Tensor y, Tensor s, Tensor block) -> (Tensor, Tensor)")
 def _add_forward(y: Tensor, s: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    out, rounded = product(s, block, y=rows(y))
+    out, rounded = product(s.contiguous(), block.contiguous(), y=rows(y))
     return out.view(y.shape), rounded
+
+
+@_add_forward.fake
+def _(y: Tensor, s: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), torch.empty_like(block, dtype=s.dtype)
+
+
+@operator(
+    "bone_backward(Tensor dy, Tensor? s, Tensor? weight, Tensor block, ScalarType dtype, ScalarType wide, bool needs_s)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+def _backward(
+    dy: Tensor,
+    s: Tensor | None,
+    weight: Tensor | None,
+    block: Tensor,
+    dtype: torch.dtype,
+    wide: torch.dtype,
+    needs_s: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``dx`` if ``weight`` is given, ``ds`` in ``wide`` if it is wanted, ``dD`` in ``dtype`` if ``s`` is given."""
+    flat = rows(dy)
+    # First what moves bytes, while dy may still be in the cache.
+    ds, dblock = product_backward(flat, None if s is None else s.contiguous(), block.contiguous(), dtype, needs_s)
+    dx = None if weight is None else (flat @ weight).view(*dy.shape[:-1], weight.shape[1])
+    return dx, None if ds is None else ds.to(wide), dblock
+
+
+@_backward.fake
+def _(
+    dy: Tensor,
+    s: Tensor | None,
+    weight: Tensor | None,
+    block: Tensor,
+    dtype: torch.dtype,
+    wide: torch.dtype,
+    needs_s: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    tokens = dy.numel() // dy.shape[-1]
+    return (
+        None if weight is None else dy.new_empty(*dy.shape[:-1], weight.shape[1]),
+        dy.new_empty(tokens, block.shape[0], dtype=wide) if needs_s else None,
+        None if s is None else torch.empty_like(block, dtype=dtype),
+    )
 
 
 class _LinearBone(Function):
@@ -126,7 +174,7 @@ class _LinearBone(Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad
         y, rounded = _linear_forward(x, s, weight, bias, block)
-        ctx.dtype = block.dtype
+        ctx.dtypes = block.dtype, handle.dtype
         ctx.save_for_backward(s if needs[5] else None, weight if needs[0] else None, rounded)
         return y
 
@@ -135,18 +183,15 @@ class _LinearBone(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         s, weight, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        flat = rows(dy)
-        # First what moves bytes, while dy may still be in the cache.
-        ds, dblock = product_backward(flat, s, block, ctx.dtype, needs[2])
-        dx = (flat @ weight).view(*dy.shape[:-1], weight.shape[1]) if needs[0] else None
-        return dx, None, ds, None, None, dblock
+        dx, ds, dblock = _backward(dy, s, weight, block, *ctx.dtypes, needs[2])
+        return dx if needs[0] else None, None, ds if needs[2] else None, None, None, dblock if needs[5] else None
 
 
 class _AddBone(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> Tensor:
         out, rounded = _add_forward(y, s, block)
-        ctx.dtype = block.dtype
+        ctx.dtypes = block.dtype, handle.dtype
         ctx.save_for_backward(s if ctx.needs_input_grad[3] else None, rounded)
         return out
 
@@ -155,108 +200,5 @@ class _AddBone(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         s, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        ds, dblock = product_backward(rows(dy), s, block, ctx.dtype, needs[2])
-        return dy if needs[0] else None, None, ds, dblock
-
-
-# For torch.compile: the same functions as operators that the compiler does not look into.
-
-
-@operator(
-    "linear_bone(Tensor x, Tensor s, Tensor handle, Tensor weight, Tensor? bias, Tensor block) -> (Tensor, Tensor)"
-)
-def _linear_op(
-    x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
-) -> tuple[Tensor, Tensor]:
-    y, rounded = _linear_forward(x, s.contiguous(), weight, bias, block.contiguous())
-    return y, rounded.clone() if rounded is block else rounded
-
-
-@_linear_op.fake
-def _(
-    x: Tensor, s: Tensor, handle: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(*x.shape[:-1], weight.shape[0]), torch.empty_like(block, dtype=s.dtype)
-
-
-@operator("add_bone(Tensor y, Tensor s, Tensor handle, Tensor block) -> (Tensor, Tensor)")
-def _add_op(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    out, rounded = _add_forward(y, s.contiguous(), block.contiguous())
-    return out, rounded.clone() if rounded is block else rounded
-
-
-@_add_op.fake
-def _(y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    return y.new_empty(y.shape), torch.empty_like(block, dtype=s.dtype)
-
-
-@operator(
-    "bone_backward(Tensor dy, Tensor? s, Tensor? weight, Tensor block, ScalarType dtype, ScalarType wide, bool needs_s)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-def _backward_op(
-    dy: Tensor,
-    s: Tensor | None,
-    weight: Tensor | None,
-    block: Tensor,
-    dtype: torch.dtype,
-    wide: torch.dtype,
-    needs_s: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    flat = rows(dy)
-    ds, dblock = product_backward(flat, None if s is None else s.contiguous(), block.contiguous(), dtype, needs_s)
-    dx = dy.new_empty(0) if weight is None else (flat @ weight).view(*dy.shape[:-1], weight.shape[1])
-    return (
-        dx,
-        dy.new_empty(0) if ds is None else ds.to(wide),
-        dy.new_empty(0) if dblock is None else dblock,
-    )
-
-
-@_backward_op.fake
-def _(
-    dy: Tensor,
-    s: Tensor | None,
-    weight: Tensor | None,
-    block: Tensor,
-    dtype: torch.dtype,
-    wide: torch.dtype,
-    needs_s: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens = dy.numel() // dy.shape[-1]
-    return (
-        dy.new_empty(0) if weight is None else dy.new_empty(*dy.shape[:-1], weight.shape[1]),
-        dy.new_empty(tokens, block.shape[0], dtype=wide) if needs_s else dy.new_empty(0),
-        dy.new_empty(0) if s is None else torch.empty_like(block, dtype=dtype),
-    )
-
-
-def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, s, handle, weight, _, block = inputs
-    needs = ctx.needs_input_grad
-    ctx.dtypes = block.dtype, handle.dtype
-    ctx.save_for_backward(s if needs[5] else None, weight if needs[0] else None, output[1])
-
-
-def _linear_op_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    s, weight, block = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    dx, ds, dblock = torch.ops.bone_peft.bone_backward(dy, s, weight, block, *ctx.dtypes, needs[2])
-    return dx if needs[0] else None, None, ds if needs[2] else None, None, None, dblock if needs[5] else None
-
-
-def _save_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, s, handle, block = inputs
-    ctx.dtypes = block.dtype, handle.dtype
-    ctx.save_for_backward(s if ctx.needs_input_grad[3] else None, output[1])
-
-
-def _add_op_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    s, block = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    _, ds, dblock = torch.ops.bone_peft.bone_backward(dy, s, None, block, *ctx.dtypes, needs[2])
-    return dy, None, ds if needs[2] else None, dblock if needs[3] else None
-
-
-_linear_op.backward(_linear_op_backward, _save_linear)
-_add_op.backward(_add_op_backward, _save_add)
+        _, ds, dblock = _backward(dy, s, None, block, *ctx.dtypes, needs[2])
+        return dy if needs[0] else None, None, ds if needs[2] else None, dblock if needs[3] else None

@@ -21,6 +21,7 @@ def takes(x: Tensor, weight: Tensor, r: int) -> bool:
     return x.numel() == x.shape[-1] and use_triton(x, r) and weight.stride(1) == 1
 
 
+@operator("linear_bone_token(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def linear_bone_token(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     """``W x + b + D^T s`` without gradients.
 
@@ -32,12 +33,6 @@ def linear_bone_token(x: Tensor, weight: Tensor, bias: Tensor | None, block: Ten
     Returns:
         ``(..., out)`` in the dtype of ``x``.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.bone_peft.linear_bone_token(x, weight, bias, block)
-    return _forward(x, weight, bias, block)
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     features_out, features_in = weight.shape
     r = block.shape[0]
     y = torch.empty(*x.shape[:-1], features_out, dtype=x.dtype, device=x.device)
@@ -46,19 +41,14 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> T
     launch(
         _bone_token,
         (triton.cdiv(features_out, rows),),
-        (x.contiguous(), weight, y if bias is None else bias, block, y),
+        (x.contiguous(), weight, y if bias is None else bias, block.contiguous(), y),
         (features_in, features_out, weight.stride(0)),
         (r, width, rows, 512, max(1, 1024 // width), bias is not None),
     )
     return y
 
 
-@operator("linear_bone_token(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
-def _op(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return _forward(x, weight, bias, block.contiguous())
-
-
-@_op.fake
+@linear_bone_token.fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 

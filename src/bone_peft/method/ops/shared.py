@@ -39,7 +39,7 @@ def with_block_sum(x: Tensor, r: int) -> Sums:
     if torch.compiler.is_compiling():
         # The compiler removes the repetitions itself.
         if use_triton(x, r):
-            return x, *torch.ops.bone_peft.block_sum(x, r)
+            return x, *_FusedBlockSum.apply(x, r)
         wide = block_sum_torch(x, r, torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[:-1].numel(), r)
         return x, wide.detach().to(x.dtype), wide
     return _once(x, r, _with_block_sum)
@@ -107,28 +107,30 @@ class _WithBlockSum(Function):
         return out.view(shape), None
 
 
-@operator("block_sum(Tensor x, int r) -> (Tensor, Tensor)")
-def _op(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    s = block_sum(rows(x), r)
-    return s, torch.empty_like(s, dtype=torch.float32)
+@operator("block_sum(Tensor x, int r) -> Tensor")
+def _block_sum(x: Tensor, r: int) -> Tensor:
+    return block_sum(rows(x), r)
 
 
-@_op.fake
-def _(x: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    s = x.new_empty(x.shape[:-1].numel(), r)
-    return s, torch.empty_like(s, dtype=torch.float32)
+@_block_sum.fake
+def _(x: Tensor, r: int) -> Tensor:
+    return x.new_empty(x.shape[:-1].numel(), r)
 
 
-def _op_backward(ctx: Any, _: Tensor, ds: Tensor) -> tuple[Tensor, None]:
-    # In PyTorch's operations, for the compiler to fuse with what else is added to the gradient of x.
-    return add_to_blocks_torch(None, ds, ctx.like[-1], ctx.dtype).view(ctx.like), None
+class _FusedBlockSum(Function):
+    """For the compiler: backward in PyTorch's operations, which it fuses with what else is added to that of ``x``."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        ctx.dtype, ctx.shape = x.dtype, x.shape
+        s = _block_sum(x, r)
+        ctx.mark_non_differentiable(s)
+        return s, torch.empty_like(s, dtype=torch.float32)
 
-def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-    ctx.dtype, ctx.like = inputs[0].dtype, inputs[0].shape
-
-
-_op.backward(_op_backward, _save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, ds: Tensor) -> tuple[Tensor, None]:
+        return add_to_blocks_torch(None, ds, ctx.shape[-1], ctx.dtype).view(ctx.shape), None
 
 
 @dataclass
