@@ -24,7 +24,7 @@ def config_for(variant: str, r: int = 8, **kwargs) -> BoneConfig:
 def randomize(model: nn.Module, std: float = 0.05, adapter: str | None = None) -> nn.Module:
     """Give the adapters random values: at the start they do nothing."""
     for name, parameter in model.named_parameters():
-        if ".bone_" in name and (adapter is None or name.endswith(f".{adapter}")):
+        if ".bone_" in name and (adapter is None or f".{adapter}." in name):
             nn.init.normal_(parameter, std=std)
     return model
 

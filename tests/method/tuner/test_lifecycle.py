@@ -76,14 +76,14 @@ def test_add_set_disable_delete(variant):
     second = logits(model, ids)
     assert not torch.allclose(second, first)
     grads = {n: p.requires_grad for n, p in model.named_parameters() if ".bone_" in n}
-    assert all(needed == name.endswith(".second") for name, needed in grads.items())
+    assert all(needed == (".second." in name) for name, needed in grads.items())
 
     with model.disable_adapter():
         assert torch.equal(logits(model, ids), plain)
     assert torch.equal(logits(model, ids), second)
 
     model.delete_adapter("default")
-    assert not any(name.endswith(".default") for name in model.state_dict())
+    assert not any(".default." in name for name in model.state_dict())
     assert torch.equal(logits(model, ids), second)
     with pytest.raises(ValueError, match="does not exist"):
         model.delete_adapter("default")

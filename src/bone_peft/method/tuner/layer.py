@@ -21,14 +21,15 @@ from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
 from .stack import Adapted, Frozen
+from .tensors import AdapterTensors
 
 
 class BoneLayer(BaseTunerLayer):
     """The adapters of one frozen layer.
 
     Attributes:
-        bone_block, bone_down, bone_up: ``nn.ParameterDict`` by adapter name; which of them an adapter uses, and in what
-            shape, is its variant's business.
+        bone_block, bone_down, bone_up: parameters by adapter name; which of them an adapter uses, and in what shape, is
+            its variant's business.
         bone_r: ``dict``, size of each adapter's tensors: ``r``, or the width of the bottleneck.
         bone_variant: ``dict``, the variant of each adapter.
         bone_scaling: ``dict``, factor on each adapter's ``dW``; 1 unless set.
@@ -45,7 +46,7 @@ class BoneLayer(BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            setattr(self, name, AdapterTensors())
         self.bone_r: dict[str, int] = {}
         self.bone_variant: dict[str, type[Variant]] = {}
         self.bone_scaling: dict[str, float] = {}
@@ -132,7 +133,7 @@ class BoneLayer(BaseTunerLayer):
 
     def _scaled(self, adapter_name: str) -> Params:
         variant, scale = self.bone_variant[adapter_name], self.bone_scaling[adapter_name]
-        with onloaded(*(getattr(self, name) for name in variant.parameters)):
+        with onloaded(*(getattr(self, name).holder(adapter_name) for name in variant.parameters)):
             params = self._parameters_of(adapter_name)
         return params if scale == 1 else variant.scaled(params, scale)
 

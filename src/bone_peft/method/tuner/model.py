@@ -23,6 +23,7 @@ from bone_peft.errors import BoneError
 
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE
+from .tensors import check_complete, file_keys, remove_adapter_name
 from .weighted import add_weighted_adapter
 
 
@@ -82,7 +83,42 @@ class BoneModel(BaseTuner):
                 with _naming(name), onload_layer(module):
                     module.check_merge(adapter_names)
 
+    # Files
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Any],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Any]:
+        # PEFT has taken out what looks like another adapter's, and an adapter may be called "layers". What is read
+        # after this, modules_to_save say, needs it too.
+        state_dict |= {key: value for key, value in model.state_dict().items() if key not in state_dict}
+        own = {key: state_dict[key] for key in file_keys(model, adapter_name)}
+        return own | cls._get_learnable_bias_state_dict(model, state_dict, config)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return remove_adapter_name(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        keys = file_keys(model, adapter_name)
+        check_complete(keys, state_dict, model.state_dict(), adapter_name)
+        prefix = "base_model.model."
+        places = {key.removeprefix(prefix): place for place, key in keys.items()}
+        return {places.get(key.removeprefix(prefix), key): value for key, value in state_dict.items()}
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if not adapter_name or "." in adapter_name or adapter_name == "training":
+            # Modules have names like these, and PyTorch wants them without dots and free of its own flag.
+            del self.peft_config[adapter_name]
+            raise BoneError(f"An adapter cannot be called {adapter_name!r}: choose another name, without dots.")
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:

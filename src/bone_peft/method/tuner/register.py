@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from functools import wraps
 from typing import Any
 
 import peft
 from peft import mapping
-from peft.utils import PeftType, hotswap, register_peft_method
+from peft.utils import PeftType, hotswap, register_peft_method, transformers_weight_conversion
+from transformers.core_model_loading import WeightRenaming
+
+from bone_peft.errors import BoneError
 
 from . import config, layer, model
 from .hotswap import swap_adapter
+from .tensors import LEAF
 
 _NAME = "BONE"
 
@@ -33,6 +39,8 @@ def register() -> None:
     register_peft_method(name="bone", config_cls=config.BoneConfig, model_cls=model.BoneModel)
     _restore_import_paths()
     _support_hotswap()
+    _support_load_adapter_of_transformers()
+    _check_loads_over_adapters()
 
 
 def _add_peft_type() -> None:
@@ -78,3 +86,42 @@ def _support_hotswap() -> None:
 
     hotswap.CONFIG_KEYS_TO_CHECK[PeftType(_NAME)] = []
     hotswap.hotswap_adapter_from_state_dict = hotswap_adapter_from_state_dict
+
+
+def _support_load_adapter_of_transformers() -> None:
+    """``load_adapter`` of a Transformers model asks PEFT for the keys in the model."""
+    original = transformers_weight_conversion.build_peft_weight_mapping
+
+    def build_peft_weight_mapping(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> Any:
+        mapping = original(weight_conversions, adapter_name, peft_config=peft_config)
+        if isinstance(peft_config, config.BoneConfig):
+            key = rf"(bone_[^.]*\.{re.escape(adapter_name)})$"
+            mapping.append(WeightRenaming(source_patterns=key, target_patterns=rf"\1.{LEAF}"))
+        return mapping
+
+    transformers_weight_conversion.build_peft_weight_mapping = build_peft_weight_mapping
+
+
+def _check_loads_over_adapters() -> None:
+    """``PeftModel.load_adapter`` under a name that is taken reads the tensors alone, and Bat's two forms look alike."""
+    original = peft.PeftModel.load_adapter
+
+    @wraps(original)
+    def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        old = self.peft_config.get(adapter_name)
+        if isinstance(old, config.BoneConfig):
+            new = peft.PeftConfig.from_pretrained(str(model_id), **_of_the_hub(kwargs))
+            if not isinstance(new, config.BoneConfig) or new.variant is not old.variant:
+                kind = new.variant.name if isinstance(new, config.BoneConfig) else new.peft_type
+                raise BoneError(
+                    f"Adapter {adapter_name} is {old.variant.name}, and {model_id} holds {kind}: load it under another "
+                    "name, or delete_adapter() first."
+                )
+        return original(self, model_id, adapter_name, *args, **kwargs)
+
+    peft.PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]
+
+
+def _of_the_hub(options: dict[str, Any]) -> dict[str, Any]:
+    names = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")
+    return {name: options[name] for name in names if name in options}
