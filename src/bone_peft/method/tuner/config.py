@@ -42,6 +42,7 @@ class BoneConfig(PeftConfig):
         rank_pattern: another ``r`` (for Bottleneck: another ``bottleneck_size``) by module name or regular expression.
         bias: ``"none"``, ``"all"`` or ``"bone_only"``: which bias vectors are trained.
         modules_to_save: modules to train and save whole, beside the adapter.
+        ensure_weight_tying: keep tied embeddings one weight when an end of them is in ``modules_to_save``.
         layers_to_transform: index or indices of the layers to adapt.
         layers_pattern: name of the list of layers that those indices count.
 
@@ -76,6 +77,9 @@ class BoneConfig(PeftConfig):
     bias: str = field(default="none", metadata={"help": "'none', 'all' or 'bone_only'."})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules to train and save whole, beside the adapter."}
+    )
+    ensure_weight_tying: bool = field(
+        default=False, metadata={"help": "Keep tied embeddings one weight when modules_to_save names an end of them."}
     )
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Index or indices of the layers to adapt."}

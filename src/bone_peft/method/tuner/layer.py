@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from bone_peft.errors import BoneError
 
 from ..variants import Additive, Below, Params, Variant, parameter_names
 from . import mixed_rows
+from .base_weight import Snapshot, check_readable, check_replaceable, replace_weight
 from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
@@ -53,7 +53,7 @@ class BoneLayer(BaseTunerLayer):
         self.bone_dropout = nn.ModuleDict()
         self.merged_adapters = []
         self._disable_adapters = False
-        self._unmerged_base: _BaseSnapshot | None = None
+        self._unmerged_base: Snapshot | None = None
         self.cast_input_dtype_enabled = True
 
         base = self.get_base_layer()
@@ -94,7 +94,9 @@ class BoneLayer(BaseTunerLayer):
         variant = config.variant
         refusal = variant.refusal(self.in_features, self.out_features, r)
         if refusal:
-            raise BoneError(f"{refusal}.")
+            raise BoneError(refusal)
+        if variant.reads_weight:
+            check_readable(self.get_base_layer())
 
         self.bone_r[adapter_name] = r
         self.bone_variant[adapter_name] = variant
@@ -144,7 +146,8 @@ class BoneLayer(BaseTunerLayer):
         base = self.get_base_layer()
         with onloaded(base):
             if self.quantization_backend is None:
-                weight = self.get_base_weight()
+                # With its gradient, if it is trained, or follows from parameters that are.
+                weight: Any = base.weight
             else:
                 weight = dequantized(self.quantization_backend, base)
         return weight.T if self.fan_in_fan_out else weight
@@ -198,22 +201,58 @@ class BoneLayer(BaseTunerLayer):
         names = self._present(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
-        if safe_merge:
-            self.check_merge(names)
+        self.check_merge(names, finite=safe_merge)
         if self.merged:
             # Round once: start over from the unmerged weight, with the old adapters and the new ones.
-            names = self.merged_adapters + names
+            names = [*self.merged_adapters, *names]
             self.unmerge()
+        names = self._in_order(names)
+        base = self.get_base_layer()
         merged = self._merged_weight(names)
-        self._unmerged_base = _BaseSnapshot(self.get_base_layer())
-        self.set_base_weight(merged)
+        self._unmerged_base = Snapshot(base)
+        if self.quantization_backend is None:
+            replace_weight(base, merged)
+        else:
+            self.set_base_weight(merged)
         self.merged_adapters = names
 
-    def check_merge(self, adapter_names: list[str] | None = None) -> None:
-        """Raise ``BoneError`` if merging these adapters (``None``: the active ones) would give NaN or infinity."""
+    def check_merge(self, adapter_names: Sequence[str] | None = None, finite: bool = True) -> None:
+        """Raise ``BoneError`` if these adapters (``None``: the active ones) cannot be merged.
+
+        Args:
+            adapter_names: which.
+            finite: whether to compute the merged weight and look for NaN and infinity.
+        """
         names = self._present(self.active_adapters if adapter_names is None else adapter_names)
-        if names and not torch.isfinite(self._merged_weight(names)).all():
-            raise BoneError(f"Merging {', '.join(names)} gives NaN or infinity, so nothing was merged: it is broken.")
+        names = [name for name in names if name not in self.merged_adapters]
+        if not names:
+            return
+        if self.quantization_backend is None:
+            check_replaceable(self.get_base_layer())
+        together = self._in_order([*self.merged_adapters, *names])
+        self._check_order(together)
+        if finite and not torch.isfinite(self._merged_weight(together)).all():
+            # The second half is PEFT's own sentence, which programs look for.
+            raise BoneError(
+                f"merging {', '.join(names)} gives NaN or infinity, so nothing was merged: NaNs detected in the merged "
+                f"weights. The adapter {names[-1]} seems to be broken"
+            )
+
+    def _in_order(self, adapter_names: Sequence[str]) -> list[str]:
+        """The active adapters in the order in which they run, then the others."""
+        active = [name for name in self.active_adapters if name in adapter_names]
+        return active + [name for name in adapter_names if name not in active]
+
+    def _check_order(self, merged: Sequence[str]) -> None:
+        """Adapters that stay unmerged run on top of the merged ones: refuse where that would be another order."""
+        active = self._present(self.active_adapters)
+        order = sorted(active, key=lambda name: name not in merged)
+        turned = [name for name in active if not issubclass(self.bone_variant[name], Additive)]
+        if order != active and turned:
+            raise BoneError(
+                f"{turned[0]} multiplies the weight, so the order of {', '.join(active)} counts: merge them from the "
+                f"first on, or all of them, not {', '.join(merged)} alone"
+            )
 
     def unmerge(self) -> None:
         """Put the unmerged base weight back, bit for bit."""
@@ -237,8 +276,11 @@ class BoneLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def _merged_weight(self, adapter_names: Sequence[str]) -> Tensor:
-        """The base layer's weight with adapters, rounded to its dtype and oriented as it is stored."""
-        weight = self._base_weight()
+        """The unmerged weight with adapters, rounded to its dtype and oriented as it is stored."""
+        weight = self._base_weight().detach()
+        if self._unmerged_base is not None and self.quantization_backend is None:
+            stored = self._unmerged_base.weight
+            weight = stored.T if self.fan_in_fan_out else stored
         dtype = _merge_dtype(weight.dtype)
         frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, read_bias=lambda: None)
         merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
@@ -283,9 +325,12 @@ class BoneLinear(nn.Module, BoneLayer):
             return self.base_layer(x, *args, **kwargs)
         if row_adapters is not None:
             return self._forward_by_row(x, row_adapters, *args, **kwargs)
+        names: Sequence[str] = self.active_adapters
         if self.merged:
-            return self.base_layer(x, *args, **kwargs)
-        return self._forward_with(self.active_adapters, x, *args, **kwargs)
+            names = [name for name in self._present(names) if name not in self.merged_adapters]
+            if not names:
+                return self.base_layer(x, *args, **kwargs)
+        return self._forward_with(names, x, *args, **kwargs)
 
     def _forward_with(self, adapter_names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         def call(z: Tensor) -> Tensor:
@@ -325,31 +370,6 @@ class BoneLinear(nn.Module, BoneLayer):
 
     def __repr__(self) -> str:
         return "bone." + super().__repr__()
-
-
-class _BaseSnapshot:
-    """A base layer before a merge, by reference: merging writes new tensors and leaves the old ones alone."""
-
-    def __init__(self, base: nn.Module) -> None:
-        self.base = base
-        self.parameter = base.weight
-        self.data = base.weight.data
-        self.attributes = dict(vars(base.weight))
-        # What bitsandbytes layers know of their weight beside the weight.
-        self.quantization: dict[str, Any] = {
-            name: copy.copy(vars(base)[name]) for name in ("state", "quant_state") if name in vars(base)
-        }
-
-    def restore(self) -> nn.Module:
-        """Put the layer back as it was and return it."""
-        current: Any = self.base.weight
-        # The model may have been moved or cast since.
-        self.parameter.data = self.data.to(device=current.device, dtype=current.dtype)
-        if current is not self.parameter:
-            vars(self.parameter).update(self.attributes)
-            self.base.weight = self.parameter
-            vars(self.base).update(self.quantization)
-        return self.base
 
 
 def _merge_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -24,6 +24,7 @@ from bone_peft.errors import BoneError
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE
 from .tensors import check_complete, file_keys, remove_adapter_name
+from .ties import check_ties, input_embedding_name, is_named, note_untied
 from .weighted import add_weighted_adapter
 
 
@@ -61,10 +62,25 @@ class BoneModel(BaseTuner):
         self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As PEFT's, but ``safe_merge`` looks at all layers before it writes the first."""
-        if safe_merge:
-            self._check_merge(adapter_names)
+        """As PEFT's, but all layers are looked at before the first is written.
+
+        Active adapters that are not merged keep running, on top of the merged ones.
+
+        Raises:
+            BoneError: an adapter that there is not, a layer that cannot be merged into, or, with ``safe_merge``, NaN.
+        """
+        self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names)
+
+    def unmerge_adapter(self) -> None:
+        """Put every weight back, bit for bit."""
+        if not any(module.merged for module in self.model.modules() if isinstance(module, BoneLayer)):
+            super().unmerge_adapter()
+            return
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer) and module.merged:
+                with onload_layer(module):
+                    module.unmerge()
 
     def _unload_and_optionally_merge(
         self,
@@ -73,15 +89,27 @@ class BoneModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
-        if merge and safe_merge:
-            self._check_merge(adapter_names)
-        return super()._unload_and_optionally_merge(merge, progressbar, adapter_names=adapter_names)
+        if merge:
+            self._check_merge(adapter_names, safe_merge)
+            check_ties(self.model, self._adapted(adapter_names))
+        model: Any = super()._unload_and_optionally_merge(merge, progressbar, adapter_names=adapter_names)
+        if merge:
+            note_untied(model)
+        return model
 
-    def _check_merge(self, adapter_names: list[str] | None) -> None:
-        for name, module in self.model.named_modules():
-            if isinstance(module, BoneLayer):
-                with _naming(name), onload_layer(module):
-                    module.check_merge(adapter_names)
+    def _adapted(self, adapter_names: list[str] | None) -> dict[str, BoneLayer]:
+        """The layers that have one of these adapters (``None``: an active one), by name."""
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, BoneLayer)}
+        wanted = set(self.active_adapters if adapter_names is None else adapter_names)
+        return {name: layer for name, layer in layers.items() if wanted & set(layer.bone_variant)}
+
+    def _check_merge(self, adapter_names: list[str] | None, finite: bool) -> None:
+        unknown = [name for name in adapter_names or [] if name not in self.peft_config]
+        if unknown:
+            raise BoneError(f"There is no adapter {', '.join(unknown)}: the model has {', '.join(self.peft_config)}.")
+        for name, module in self._adapted(adapter_names).items():
+            with _naming(name), onload_layer(module):
+                module.check_merge(adapter_names, finite)
 
     # Files
 
@@ -152,8 +180,30 @@ class BoneModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, BoneLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # What is put back has all its parts; PEFT would ask it for a weight, and a head may have none.
+            setattr(parent, child_name, new_module)
+
+    def _add_modules_to_save_to_tie(self, peft_config: Any, tied_weight_keys: Any) -> None:
+        embedding, tied = input_embedding_name(self.model), set(tied_weight_keys)
+        saved = [name for name in peft_config.modules_to_save if not any(is_named(key, name) for key in tied)]
+        peft_config.modules_to_save = [
+            *saved,
+            *([] if any(is_named(embedding, name) for name in saved) else [embedding]),
+        ]
+        peft_config.modules_to_tie = tied
+
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: Any) -> None:
+        raise BoneError(
+            f"{', '.join(tied_weight_keys)}: Bone adapts linear layers, and ensure_weight_tying asks for the embedding "
+            "as well: name them in modules_to_save, or leave ensure_weight_tying out."
+        )
+
     def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
+        # PEFT's own warning is about tied embeddings, which stay whole here: a merged layer gets a weight of its own.
         for name, module in self.model.named_modules():
             backend = getattr(module, "quantization_backend", None)
             if isinstance(module, BoneLayer) and backend is not None and not backend.supports_merge:
@@ -209,7 +259,7 @@ def _naming(key: str) -> Iterator[None]:
     try:
         yield
     except BoneError as error:
-        raise BoneError(f"{key}: {error}") from None
+        raise BoneError(f"{key}: {str(error).rstrip('.')}.") from None
 
 
 def _take_out(model: nn.Module, adapter_name: str) -> None:

@@ -35,6 +35,7 @@ class Bat(BatBase):
     """
 
     name = "bat"
+    reads_weight = True
     options = {**Variant.options, "share": "output"}
 
     @classmethod

@@ -56,6 +56,7 @@ class Variant(ABC):
         options: the fields of ``BoneConfig`` that belong to this variant, with their defaults.
         size_field: the option that sets the size of the tensors, and that ``rank_pattern`` overrides by module.
         dropout_field: the option that holds the dropout probability.
+        reads_weight: whether :meth:`forward` needs the weight itself.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,7 @@ class Variant(ABC):
     options: ClassVar[dict[str, Any]] = {"r": 64, "bone_dropout": 0.0}
     size_field: ClassVar[str] = "r"
     dropout_field: ClassVar[str] = "bone_dropout"
+    reads_weight: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -1,0 +1,69 @@
+"""The weight of a frozen layer: read, replaced by a merged one, and put back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from bone_peft.errors import BoneError
+
+
+def is_computed(base: nn.Module) -> bool:
+    """Whether the weight is no parameter but follows from others: ``weight_norm``, pruning, any parametrization."""
+    return "weight" not in base._parameters
+
+
+def check_readable(base: nn.Module) -> None:
+    """Raise ``BoneError`` if the weight is only right after ``base`` has been called."""
+    by_hook = is_computed(base) and not is_parametrized(base, "weight") and len(base._forward_pre_hooks) > 0
+    if by_hook:
+        raise BoneError(
+            "the weight of this layer is computed by a hook when it is called (torch.nn.utils' weight_norm, "
+            "spectral_norm or pruning), and Bat reads it without a call: use Bone, Bottleneck or Bat with share='input'"
+        )
+
+
+def check_replaceable(base: nn.Module) -> None:
+    """Raise ``BoneError`` if a merged weight could not be written into ``base``."""
+    if is_computed(base):
+        raise BoneError(
+            "the weight of this layer is computed from other parameters (weight_norm, spectral_norm, pruning or "
+            "another parametrization), so nothing can be merged into it: make it a plain weight first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations() or what else undoes it"
+        )
+
+
+def replace_weight(base: nn.Module, weight: Tensor) -> None:
+    """Give ``base`` a weight of its own, so that whatever shared the old one (a tied embedding, say) keeps that."""
+    old: Any = base.weight
+    new = nn.Parameter(weight, requires_grad=old.requires_grad)
+    vars(new).update(vars(old))
+    base.weight = new
+
+
+class Snapshot:
+    """A base layer before a merge, by reference: merging writes new tensors and leaves the old ones alone."""
+
+    def __init__(self, base: nn.Module) -> None:
+        self.base = base
+        self.parameter: Any = base.weight
+        self.weight: Any = self.parameter.data
+        self.attributes = dict(vars(self.parameter))
+        # What bitsandbytes layers know of their weight beside the weight.
+        self.quantization: dict[str, Any] = {
+            name: copy.copy(vars(base)[name]) for name in ("state", "quant_state") if name in vars(base)
+        }
+
+    def restore(self) -> nn.Module:
+        """Put the layer back as it was and return it."""
+        current: Any = self.base.weight
+        # The model may have been moved or cast since.
+        self.parameter.data = self.weight.to(device=current.device, dtype=current.dtype)
+        if current is not self.parameter:
+            vars(self.parameter).update(self.attributes)
+            self.base.weight = self.parameter
+            vars(self.base).update(self.quantization)
+        return self.base
