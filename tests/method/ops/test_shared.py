@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,26 +18,81 @@ def activation(*shape):
     return torch.randn(*shape, requires_grad=True).mul(2)
 
 
+@contextmanager
+def running(module=None):
+    module = module or object()
+    shared.opened(module, None)
+    yield
+    shared.closed(module)
+
+
 def test_the_second_reader_gets_the_same_sum():
     x = activation(3, 40)
-    first, second = with_block_sum(x, 16), with_block_sum(x, 16)
+    with running():
+        first, second = with_block_sum(x, 16), with_block_sum(x, 16)
     assert all(a is b for a, b in zip(first, second, strict=True))
 
 
-def test_never_stale():
+def test_nothing_is_remembered_between_runs_or_outside_of_them():
+    x = activation(3, 40)
+    with running():
+        first = with_block_sum(x, 16)
+        with running():
+            assert with_block_sum(x, 16)[1] is not first[1]
+    with running():
+        assert with_block_sum(x, 16)[1] is not first[1]
+    assert with_block_sum(x, 16)[1] is not with_block_sum(x, 16)[1]
+    assert not shared._runs.now
+
+
+def test_an_error_leaves_nothing_open():
+    outer, inner = object(), object()
+    shared.opened(outer, None)
+    shared.opened(inner, None)
+    shared.opened(outer, None)
+    assert [run.module for run in shared._runs.now] == [outer]
+    shared.closed(outer)
+    assert not shared._runs.now
+
+
+@pytest.mark.parametrize("how", ["numpy", "data", "dlpack"])
+def test_memory_that_others_write_to_is_read_each_time(how):
     x = torch.randn(3, 32)
-    before = with_block_sum(x, 16)[1].clone()
-    x.add_(1)
-    torch.testing.assert_close(with_block_sum(x, 16)[1], before + 2)
-    assert with_block_sum(x, 8)[1].shape == (3, 8)
-    assert with_block_sum(x.clone(), 8)[1] is not with_block_sum(x, 8)[1]
+    with running():
+        before = with_block_sum(x, 16)[1].clone()
+        if how == "numpy":
+            x.numpy()[:] += 1
+        elif how == "data":
+            x.data.add_(1)
+        else:
+            torch.from_dlpack(x).add_(1)
+        torch.testing.assert_close(with_block_sum(x, 16)[1], before + 2)
+
+
+def test_a_leaf_that_asks_for_its_gradient_later_gets_it():
+    x = torch.randn(3, 32)
+    with running():
+        assert not with_block_sum(x, 16)[0].requires_grad
+        x.requires_grad_()
+        assert with_block_sum(x, 16)[0].requires_grad
+
+
+def test_never_stale():
+    x = activation(3, 32)
+    with running():
+        before = with_block_sum(x, 16)[1].clone()
+        x.add_(1)
+        torch.testing.assert_close(with_block_sum(x, 16)[1], before + 2)
+        assert with_block_sum(x, 8)[1].shape == (3, 8)
+        assert with_block_sum(x.clone(), 8)[1] is not with_block_sum(x, 8)[1]
 
 
 def test_a_sum_without_gradient_is_not_given_to_who_trains():
     x = activation(3, 32)
-    with torch.no_grad():
-        assert not with_block_sum(x, 16)[0].requires_grad
-    assert with_block_sum(x, 16)[0].requires_grad
+    with running():
+        with torch.no_grad():
+            assert not with_block_sum(x, 16)[0].requires_grad
+        assert with_block_sum(x, 16)[0].requires_grad
 
 
 def test_gradients_of_all_readers_add_up():
@@ -49,28 +105,38 @@ def test_gradients_of_all_readers_add_up():
         same, s, handle = with_block_sum(x, 16)
         return same @ weight + (s.detach() + handle - handle.detach()) @ block
 
-    found = torch.autograd.grad(sum(reader(*pair).square().sum() for pair in zip(blocks, weights, strict=True)), leaf)
+    with running():
+        total = sum(reader(*pair).square().sum() for pair in zip(blocks, weights, strict=True))
+    found = torch.autograd.grad(total, leaf)
     s = torch.nn.functional.pad(leaf, (0, 8)).view(5, 3, 16).sum(1)
     truth = sum((leaf @ w + s @ b).square().sum() for b, w in zip(blocks, weights, strict=True))
     torch.testing.assert_close(found, torch.autograd.grad(truth, leaf))
 
 
 def test_nothing_outlives_x():
-    x = activation(3, 32)
-    same, s, _ = with_block_sum(x, 16)
-    dead = weakref.ref(same), weakref.ref(s)
-    del x, same, s, _
-    gc.collect()
-    assert [ref() for ref in dead] == [None, None]
+    with running():
+        x = activation(3, 32)
+        same, s, _ = with_block_sum(x, 16)
+        dead = weakref.ref(same), weakref.ref(s)
+        del x, same, s, _
+        gc.collect()
+        assert [ref() for ref in dead] == [None, None]
 
 
 def test_threads_do_not_share():
-    x = torch.randn(3, 32)
-    mine = with_block_sum(x, 16)[1]
+    x = activation(3, 32)
     theirs = []
-    thread = threading.Thread(target=lambda: theirs.append(with_block_sum(x, 16)[1]))
-    thread.start()
-    thread.join()
+
+    def other():
+        with running():
+            theirs.append(with_block_sum(x, 16)[1])
+
+    with running():
+        mine = with_block_sum(x, 16)[1]
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert with_block_sum(x, 16)[1] is mine
     assert theirs[0] is not mine
     torch.testing.assert_close(theirs[0], mine)
 
@@ -78,14 +144,15 @@ def test_threads_do_not_share():
 def test_inference_mode():
     with torch.inference_mode():
         x = torch.randn(3, 32)
-        torch.testing.assert_close(with_block_sum(x, 16)[1], x.view(3, 2, 16).sum(1))
-    assert getattr(shared._last, "entry", None) is None or shared._last.entry.owner() is not x
+        with running():
+            torch.testing.assert_close(with_block_sum(x, 16)[1], x.view(3, 2, 16).sum(1))
 
 
 def test_the_native_sum_is_shared_too():
     x = activation(2, 3, 40)
-    first = shared.shared_block_sum(x, 16)
-    assert shared.shared_block_sum(x, 16) is first
+    with running():
+        first = shared.shared_block_sum(x, 16)
+        assert shared.shared_block_sum(x, 16) is first
     torch.testing.assert_close(first, torch.nn.functional.pad(x, (0, 8)).view(6, 3, 16).sum(1))
     dead = weakref.ref(first)
     del x, first

@@ -6,17 +6,18 @@ gradient of ``z``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from . import twice
 from .base_layer import BaseLayer
 from .bat_input_kernels import transform, transform_backward
-from .block_sum import add_to_blocks, block_sum
-from .dispatch import computing_dtype, rows
+from .block_sum import add_to_blocks, block_sum, block_sum_torch
+from .dispatch import computing_dtype, rows, shaped
 from .operator import operator
 
 
@@ -61,7 +62,7 @@ def add_tiled(y: Tensor, v: Tensor) -> Tensor:
 def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
     z, v = transform(rows(x), block.contiguous())
     y = add_to_blocks(None, v, weight.T, bias).addmm_(z, weight.T)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return shaped(y, *x.shape[:-1], y.shape[-1])
 
 
 @_linear_forward.fake
@@ -90,6 +91,20 @@ def _(
     return dx, None if x is None else block.new_empty(block.shape)
 
 
+def _definition(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    block = block.to(x.dtype)
+    number, r, _ = block.shape
+    u = torch.einsum("nid,iad->nia", x.reshape(-1, number, r), block)
+    return x + u.reshape(x.shape), u.sum(1)
+
+
+def _linear_definition(weight: Tensor, x: Tensor, block: Tensor) -> Tensor:
+    """Without the bias, which has no gradient."""
+    z, v = _definition(x, block)
+    y = rows(z) @ weight.T
+    return (y.reshape(len(v), -1, v.shape[1]) + v[:, None, :]).reshape(*x.shape[:-1], weight.shape[0])
+
+
 class _LinearBatInput(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
@@ -97,10 +112,13 @@ class _LinearBatInput(Function):
         return _linear_forward(x, weight, bias, block)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        if twice.is_asked_for():
+            x = dy.new_zeros(*dy.shape[:-1], weight.shape[1], requires_grad=True) if x is None else x
+            dx, dblock = twice.gradients(partial(_linear_definition, weight), (x, block), (needs[0], needs[3]), dy)
+            return dx, None, None, dblock
         dx, dblock = _linear_backward(dy, x, weight, block, needs[0])
         return dx if needs[0] else None, None, None, dblock if needs[3] else None
 
@@ -108,7 +126,7 @@ class _LinearBatInput(Function):
 @operator("bat_input(Tensor x, Tensor block) -> (Tensor, Tensor)")
 def _forward(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     z, v = transform(rows(x), block.contiguous())
-    return z.view(x.shape), v.to(x.dtype)
+    return shaped(z, *x.shape), v.to(x.dtype)
 
 
 @_forward.fake
@@ -138,10 +156,12 @@ class _BatInput(Function):
         return _forward(x, block)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dz: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         x, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        if twice.is_asked_for():
+            x = torch.zeros_like(dz, requires_grad=True) if x is None else x
+            return tuple(twice.gradients(_definition, (x, block), needs, (dz, dv)))
         dx, dblock = _backward(dz, dv, x, block, needs[0])
         return dx if needs[0] else None, dblock if needs[1] else None
 
@@ -152,9 +172,9 @@ class _AddTiled(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, v: Tensor) -> Tensor:
         ctx.r = v.shape[1]
-        return add_to_blocks(rows(y), v, y).view(y.shape)
+        return shaped(add_to_blocks(rows(y), v, y), *y.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return dy, block_sum(rows(dy), ctx.r) if ctx.needs_input_grad[1] else None
+        sums = block_sum_torch if twice.is_asked_for() else block_sum
+        return dy, sums(rows(dy), ctx.r) if ctx.needs_input_grad[1] else None

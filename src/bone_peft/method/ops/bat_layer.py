@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from . import onednn
+from . import onednn, twice
 from .base_layer import BaseLayer
-from .bat_weight import bat_weight, bat_weight_backward
-from .dispatch import computing_dtype, rows
+from .bat_weight import bat_weight, bat_weight_backward, bat_weight_torch
+from .dispatch import computing_dtype, rows, shaped
 from .operator import operator
 
 
@@ -56,7 +56,8 @@ def linear_bat(x: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | 
 
 @operator("linear_bat(Tensor x, Tensor weight, Tensor? bias, Tensor block) -> Tensor")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) -> Tensor:
-    return F.linear(x, bat_weight(weight.contiguous(), block.contiguous()), bias)
+    y = F.linear(rows(x), bat_weight(weight.contiguous(), block.contiguous()), bias)
+    return shaped(y, *x.shape[:-1], y.shape[-1])
 
 
 @_forward.fake
@@ -88,6 +89,10 @@ def _(
     return dx, None if x is None else block.new_empty(block.shape)
 
 
+def _definition(weight: Tensor, bias: Tensor | None, x: Tensor, block: Tensor) -> Tensor:
+    return F.linear(x, bat_weight_torch(weight, block), bias)
+
+
 class _LinearBat(Function):
     @staticmethod
     def forward(
@@ -99,14 +104,20 @@ class _LinearBat(Function):
         block: Tensor,
     ) -> Tensor:
         ctx.read_weight = read_weight
+        ctx.bias = bias
         ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, weight, block)
         return _forward(x, weight if read_weight is None else read_weight(), bias, block)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
         base = weight if ctx.read_weight is None else ctx.read_weight()
+        if twice.is_asked_for():
+            # What is linear in an x that is not kept does not depend on it.
+            x = dy.new_zeros(*dy.shape[:-1], base.shape[1], requires_grad=True) if x is None else x
+            wanted = needs[0], needs[4]
+            dx, dblock = twice.gradients(partial(_definition, base, ctx.bias), (x, block), wanted, dy)
+            return dx, None, None, None, dblock
         dx, dblock = _backward(dy, x, base, block, needs[0])
         return dx if needs[0] else None, None, None, None, dblock if needs[4] else None

@@ -30,7 +30,7 @@ def bat_weight(weight: Tensor, block: Tensor) -> Tensor:
         ``(out, in)`` in the dtype of ``weight``.
     """
     if not _kernel_takes(weight, block):
-        return _bat_weight_torch(weight, block)
+        return bat_weight_torch(weight, block)
     new = torch.empty_like(weight)
     _run(weight, block, None, new, None)
     return new
@@ -55,14 +55,15 @@ def bat_weight_backward(
         wide = dweight.view(number, -1, r)
         product = torch.bmm(weight.reshape(number, -1, r).mT, wide)
         dblock = (product + wide.view(number, r, -1, r).sum(2)).to(block.dtype)
-        return _bat_weight_torch(weight, block) if rebuild else None, dblock
+        return bat_weight_torch(weight, block) if rebuild else None, dblock
     new = torch.empty_like(weight) if rebuild else None
     dblock = torch.zeros(block.shape, dtype=torch.float32, device=block.device)
     _run(weight, block, dweight, new, dblock)
     return new, dblock.to(block.dtype)
 
 
-def _bat_weight_torch(weight: Tensor, block: Tensor) -> Tensor:
+def bat_weight_torch(weight: Tensor, block: Tensor) -> Tensor:
+    """The same in torch operations."""
     number, r, _ = block.shape
     block = block.to(weight.dtype)
     flat = weight.reshape(number, -1, r)

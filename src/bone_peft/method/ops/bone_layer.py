@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from . import decode, dispatch
+from . import decode, dispatch, twice
 from .base_layer import BaseLayer
-from .dispatch import computing_dtype, rows
+from .dispatch import computing_dtype, rows, shaped
 from .operator import operator
 from .product import product, product_backward
 from .shared import shared_block_sum, with_block_sum
@@ -64,9 +63,9 @@ def _natively(x: Tensor, s: Tensor, below: BaseLayer | tuple[Tensor, Tensor | No
         weight, bias = below
         part = s @ block.to(s.dtype) if bias is None else torch.addmm(bias, s, block.to(s.dtype))
         y = part.addmm_(x.reshape(s.shape[0], x.shape[-1]), weight.T)
-        return y.view(*x.shape[:-1], y.shape[1])
+        return shaped(y, *x.shape[:-1], y.shape[1])
     y = below.output(x)
-    return torch.addmm(y.reshape(s.shape[0], y.shape[-1]), s.to(y.dtype), block.to(y.dtype)).view(y.shape)
+    return shaped(torch.addmm(y.reshape(s.shape[0], y.shape[-1]), s.to(y.dtype), block.to(y.dtype)), *y.shape)
 
 
 def _needs_gradient(x: Tensor, block: Tensor) -> bool:
@@ -109,7 +108,7 @@ def _linear_forward(x: Tensor, s: Tensor, weight: Tensor, bias: Tensor | None, b
     # s D first and the large product onto it: the other order would read and write y once more.
     y, rounded = product(s.contiguous(), block.contiguous(), bias)
     y.addmm_(rows(x), weight.T)
-    return y.view(*x.shape[:-1], y.shape[-1]), rounded
+    return shaped(y, *x.shape[:-1], y.shape[-1]), rounded
 
 
 @_linear_forward.fake
@@ -120,7 +119,7 @@ def _(x: Tensor, s: Tensor, weight: Tensor, bias: Tensor | None, block: Tensor) 
 @operator("add_bone(Tensor y, Tensor s, Tensor block) -> (Tensor, Tensor)")
 def _add_forward(y: Tensor, s: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     out, rounded = product(s.contiguous(), block.contiguous(), y=rows(y))
-    return out.view(y.shape), rounded
+    return shaped(out, *y.shape), rounded
 
 
 @_add_forward.fake
@@ -167,6 +166,25 @@ def _(
     )
 
 
+def _remember_inputs(ctx: Any, handle: Tensor, block: Tensor) -> None:
+    # No activation is held by them: a parameter, and a handle without values.
+    if not torch.compiler.is_compiling():
+        ctx.inputs = handle, block
+
+
+def _backward_twice(
+    ctx: Any, dy: Tensor, s: Tensor | None, needs_s: bool, needs_block: bool, between: int
+) -> tuple[Tensor | None, ...]:
+    """``ds``, ``between`` times nothing, and ``dD``."""
+    handle, block = ctx.inputs
+    flat = dy.reshape(-1, dy.shape[-1])
+    ds = (flat @ block.to(dy.dtype).T).to(handle.dtype) if needs_s else None
+    dblock = None
+    if needs_block and s is not None:
+        dblock = (twice.with_history(s, handle).T @ flat).to(block.dtype)
+    return ds, *[None] * between, dblock
+
+
 class _LinearBone(Function):
     @staticmethod
     def forward(
@@ -175,14 +193,17 @@ class _LinearBone(Function):
         needs = ctx.needs_input_grad
         y, rounded = _linear_forward(x, s, weight, bias, block)
         ctx.dtypes = block.dtype, handle.dtype
+        _remember_inputs(ctx, handle, block)
         ctx.save_for_backward(s if needs[5] else None, weight if needs[0] else None, rounded)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         s, weight, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        if twice.is_asked_for():
+            dx = dy @ weight if needs[0] else None
+            return dx, None, *_backward_twice(ctx, dy, s, needs[2], needs[5], 2)
         dx, ds, dblock = _backward(dy, s, weight, block, *ctx.dtypes, needs[2])
         return dx if needs[0] else None, None, ds if needs[2] else None, None, None, dblock if needs[5] else None
 
@@ -192,13 +213,15 @@ class _AddBone(Function):
     def forward(ctx: Any, y: Tensor, s: Tensor, handle: Tensor, block: Tensor) -> Tensor:
         out, rounded = _add_forward(y, s, block)
         ctx.dtypes = block.dtype, handle.dtype
+        _remember_inputs(ctx, handle, block)
         ctx.save_for_backward(s if ctx.needs_input_grad[3] else None, rounded)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         s, block = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        if twice.is_asked_for():
+            return dy if needs[0] else None, None, *_backward_twice(ctx, dy, s, needs[2], needs[3], 0)
         _, ds, dblock = _backward(dy, s, None, block, *ctx.dtypes, needs[2])
         return dy if needs[0] else None, None, ds if needs[2] else None, dblock if needs[3] else None

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bone_peft.errors import BoneError
 
@@ -55,9 +56,21 @@ def _is_new_enough(index: int | None) -> bool:
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
+# Asked before each layer runs, so by the shortest ways.
+_func_runs, _traces = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+
+
 def plain() -> bool:
-    """Whether the definitions themselves were asked for."""
-    return forced == PLAIN
+    """Whether the definitions themselves were asked for, or something runs that only they go through.
+
+    That is ``torch.func`` (``grad``, ``vmap``, ...), forward-mode differentiation, ``torch.jit.trace`` and
+    ``torch.export``.
+    """
+    if forced == PLAIN:
+        return True
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return _func_runs() or _traces() is not None or forward_ad._current_level >= 0
 
 
 def use_triton(x: Tensor, r: int) -> bool:
@@ -83,6 +96,14 @@ def rows(x: Tensor) -> Tensor:
     """``x (..., features)`` as ``(tokens, features)`` with adjacent features, copied only if need be."""
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+
+
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
+def shaped(y: Tensor, *shape: int) -> Tensor:
+    """``y``, new memory, in another shape and as a tensor of its own: code behind a layer may write to its output."""
+    return y if y.shape == shape and not y._is_view() else _unsafe_view(y, shape)
 
 
 def computing_dtype(x: Tensor) -> torch.dtype:

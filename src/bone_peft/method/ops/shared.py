@@ -1,7 +1,8 @@
 """One block sum for all layers that read one ``x``: q, k and v, or gate and up.
 
-The sum is remembered with a weak reference to ``x`` and its version, one entry for each thread. An entry dies with its
-``x``, so no activation outlives its use.
+A sum is remembered only while the module that the readers belong to runs, once (:func:`opened` to :func:`closed`), and
+only for what autograd knows the history of. A leaf, or anything outside of autograd, may be memory that somebody else
+writes to, by ways that PyTorch does not see. An entry dies with its ``x``, so no activation outlives its use.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from . import twice
 from .block_sum import add_to_blocks, add_to_blocks_torch, block_sum, block_sum_torch
 from .dispatch import rows, use_triton
 from .operator import operator
@@ -50,23 +51,66 @@ def shared_block_sum(x: Tensor, r: int) -> Tensor:
     return _once(x, r, _native_block_sum)
 
 
+class _Run:
+    """One run of a module whose layers may read one ``x``: the last ``x``, and what was computed from it."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.forget()
+
+    def forget(self, _: Any = None) -> None:
+        self.owner: Any = None
+        self.key: Any = None
+        self.result: Any = None
+
+
+class _Runs(threading.local):
+    """The modules that run now in this thread, from the outside in."""
+
+    def __init__(self) -> None:
+        self.now: list[_Run] = []
+
+
+_runs = _Runs()
+
+
+def opened(module: Any, _: Any) -> None:
+    """A forward pre-hook of a module that holds several readers."""
+    if not torch.compiler.is_compiling():
+        _close(module)  # What an error left open.
+        _runs.now.append(_Run(module))
+
+
+def closed(module: Any, *_: Any) -> None:
+    """The forward hook that goes with it."""
+    if not torch.compiler.is_compiling():
+        _close(module)
+
+
+def _close(module: Any) -> None:
+    for index, run in enumerate(_runs.now):
+        if run.module is module:
+            del _runs.now[index:]
+            return
+
+
 def _once(x: Tensor, r: int, compute: Callable[[Tensor, int], Any]) -> Any:
-    """``compute(x, r)``, or what it gave last time if nothing has changed. The result must not hold ``x``."""
+    """``compute(x, r)``, or what it gave last time if nothing can have changed. The result must not hold ``x``."""
     if (
         torch.compiler.is_compiling()
+        or not _runs.now
         or type(x) is not Tensor
-        or x.is_inference()
+        or x.grad_fn is None
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())
     ):
         return compute(x, r)
+    run = _runs.now[-1]
     key = (compute, x._version, r, torch.is_grad_enabled(), _stream(x))
-    entry: _Entry | None = getattr(_last, "entry", None)
-    if entry is not None and entry.owner() is x and entry.key == key:
-        return entry.result
+    if run.owner is not None and run.owner() is x and run.key == key:
+        return run.result
     result = compute(x, r)
-    entry = _Entry(key, result)
-    entry.owner = weakref.ref(x, entry.forget)
-    _last.entry = entry
+    run.key, run.result = key, result
+    run.owner = weakref.ref(x, run.forget)
     return result
 
 
@@ -97,11 +141,13 @@ class _WithBlockSum(Function):
         return x.detach(), s, handle
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dx: Tensor | None, _: None, ds: Tensor | None) -> tuple[Tensor | None, None]:
         if ds is None:
             return dx, None
         dtype, shape = ctx.like
+        if twice.is_asked_for():
+            tiled = add_to_blocks_torch(None, ds, shape[-1], dtype).reshape(shape)
+            return tiled if dx is None else dx + tiled, None
         like = torch.empty(0, shape[-1], dtype=dtype, device=ds.device) if dx is None else dx
         out = add_to_blocks(None if dx is None else rows(dx), ds.contiguous(), like)
         return out.view(shape), None
@@ -131,19 +177,6 @@ class _FusedBlockSum(Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor, ds: Tensor) -> tuple[Tensor, None]:
         return add_to_blocks_torch(None, ds, ctx.shape[-1], ctx.dtype).view(ctx.shape), None
-
-
-@dataclass
-class _Entry:
-    key: tuple[Any, ...]
-    result: Any
-    owner: Any = None
-
-    def forget(self, _: Any) -> None:
-        self.result = None
-
-
-_last = threading.local()
 
 
 def _stream(x: Tensor) -> int:

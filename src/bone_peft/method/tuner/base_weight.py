@@ -36,9 +36,12 @@ def check_replaceable(base: nn.Module) -> None:
         )
 
 
-def replace_weight(base: nn.Module, weight: Tensor) -> None:
-    """Give ``base`` a weight of its own, so that whatever shared the old one (a tied embedding, say) keeps that."""
+def replace_weight(base: nn.Module, weight: Tensor, shared: bool) -> None:
+    """Give ``base`` another weight: in the same parameter, unless that is ``shared`` with others, which keep it."""
     old: Any = base.weight
+    if not shared:
+        old.data = weight
+        return
     new = nn.Parameter(weight, requires_grad=old.requires_grad)
     vars(new).update(vars(old))
     base.weight = new

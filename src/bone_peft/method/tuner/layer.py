@@ -41,6 +41,9 @@ class BoneLayer(BaseTunerLayer):
     in_features: int
     out_features: int
 
+    shares_weight = False
+    """Whether other modules have the base layer's weight too, as tied embeddings have. Said by the model."""
+
     other_param_names = ("bone_r", "bone_variant", "bone_scaling", "bone_dropout")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
@@ -109,6 +112,11 @@ class BoneLayer(BaseTunerLayer):
         variant.initialize(self._parameters_of(adapter_name), config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def sums_blocks(self) -> bool:
+        """Whether an adapter of this layer sums the blocks of its input."""
+        return any(variant.sums_blocks for variant in self.bone_variant.values())
 
     def _parameters_of(self, adapter_name: str) -> Params:
         return {name: getattr(self, name)[adapter_name] for name in self.bone_variant[adapter_name].parameters}
@@ -211,7 +219,7 @@ class BoneLayer(BaseTunerLayer):
         merged = self._merged_weight(names)
         self._unmerged_base = Snapshot(base)
         if self.quantization_backend is None:
-            replace_weight(base, merged)
+            replace_weight(base, merged, self.shares_weight)
         else:
             self.set_base_weight(merged)
         self.merged_adapters = names

@@ -23,8 +23,9 @@ from bone_peft.errors import BoneError
 
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE
+from .siblings import watch
 from .tensors import check_complete, file_keys, remove_adapter_name
-from .ties import check_ties, input_embedding_name, is_named, note_untied
+from .ties import check_ties, input_embedding_name, is_named, mark_shared, note_untied
 from .weighted import add_weighted_adapter
 
 
@@ -93,6 +94,7 @@ class BoneModel(BaseTuner):
             self._check_merge(adapter_names, safe_merge)
             check_ties(self.model, self._adapted(adapter_names))
         model: Any = super()._unload_and_optionally_merge(merge, progressbar, adapter_names=adapter_names)
+        watch(model)
         if merge:
             note_untied(model)
         return model
@@ -104,6 +106,7 @@ class BoneModel(BaseTuner):
         return {name: layer for name, layer in layers.items() if wanted & set(layer.bone_variant)}
 
     def _check_merge(self, adapter_names: list[str] | None, finite: bool) -> None:
+        mark_shared(self.model)
         unknown = [name for name in adapter_names or [] if name not in self.peft_config]
         if unknown:
             raise BoneError(f"There is no adapter {', '.join(unknown)}: the model has {', '.join(self.peft_config)}.")
@@ -152,6 +155,8 @@ class BoneModel(BaseTuner):
         except Exception:
             _take_out(model, adapter_name)
             raise
+        watch(model)
+        mark_shared(model)
 
     def _create_and_replace(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,14 @@ from torch import nn
 from bone_peft.errors import BoneError
 
 from .layer import BoneLayer
+
+
+def mark_shared(model: nn.Module) -> None:
+    """Tell each layer whether its weight is another module's as well."""
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    for layer in model.modules():
+        if isinstance(layer, BoneLayer):
+            layer.shares_weight = owners[id(layer.get_base_layer()._parameters.get("weight"))] > 1
 
 
 def check_ties(model: nn.Module, layers: Mapping[str, BoneLayer]) -> None:

@@ -39,6 +39,7 @@ class Bone(Additive):
     """
 
     name = "bone"
+    sums_blocks = True
 
     @classmethod
     def selected_by(cls, config: Any) -> bool:

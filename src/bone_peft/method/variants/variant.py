@@ -57,6 +57,7 @@ class Variant(ABC):
         size_field: the option that sets the size of the tensors, and that ``rank_pattern`` overrides by module.
         dropout_field: the option that holds the dropout probability.
         reads_weight: whether :meth:`forward` needs the weight itself.
+        sums_blocks: whether :meth:`fast_forward` sums the blocks of ``x``, which layers that read one ``x`` can share.
     """
 
     name: ClassVar[str]
@@ -65,6 +66,7 @@ class Variant(ABC):
     size_field: ClassVar[str] = "r"
     dropout_field: ClassVar[str] = "bone_dropout"
     reads_weight: ClassVar[bool] = False
+    sums_blocks: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
