@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import GenerationConfig
 
 from bone_peft import BoneError, BoneLayer
 
@@ -224,3 +225,39 @@ def test_adapter_beside_another_method():
     inject_adapter_in_model(LoraConfig(target_modules=["v_proj"], r=2), model, adapter_name="lora")
     randomize(model)
     assert model(tokens()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("repeats", [{"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True, "top_k": 1}])
+@pytest.mark.parametrize("how", ["keywords", "config", "the model's own"])
+def test_generation_that_repeats_rows_repeats_their_names(repeats, how):
+    model = model_with(a="bone", b="bat").eval()
+    ids = tokens()[:2]
+    common = {"max_new_tokens": 5, "pad_token_id": 0}
+    times = 3 if "num_return_sequences" in repeats else 1
+
+    def generate(rows, names):
+        if how == "keywords":
+            return model.generate(input_ids=rows, adapter_names=names, **common, **repeats)
+        config = GenerationConfig(**common, **repeats)
+        if how == "config":
+            return model.generate(input_ids=rows, adapter_names=names, generation_config=config)
+        model.base_model.model.generation_config = model.generation_config = config
+        return model.generate(input_ids=rows, adapter_names=names)
+
+    mixed = generate(ids, ["a", "b"])
+    alone = [generate(ids[i : i + 1], [name]) for i, name in enumerate("ab")]
+    assert len(mixed) == 2 * times and torch.equal(mixed, torch.cat(alone))
+    with pytest.raises(BoneError, match=r"Length of `adapter_names` should be the same as the number of inputs"):
+        generate(ids.repeat(3, 1), ["a", "b"])
+
+
+def test_hot_swap_under_the_compiler_says_what_it_can():
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    model = model_with(a="bone")
+    before = {name: p for name, p in model.named_parameters()}
+    prepare_model_for_compiled_hotswap(model)
+    prepare_model_for_compiled_hotswap(model, target_rank=8)
+    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in before.items()}
+    with pytest.raises(BoneError, match=r"Bone's r \(8 here\) is the size of its blocks"):
+        prepare_model_for_compiled_hotswap(model, target_rank=16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
 from .stack import Adapted, Frozen
+from .targets import Use
 from .tensors import AdapterTensors
 
 
@@ -41,6 +42,9 @@ class BoneLayer(BaseTunerLayer):
     in_features: int
     out_features: int
 
+    on_read: Callable[[BoneLayer], Any] | None = None
+    """Told when the model reads the weight as if there were no adapter."""
+
     shares_weight = False
     """Whether other modules have the base layer's weight too, as tied embeddings have. Said by the model."""
 
@@ -58,6 +62,8 @@ class BoneLayer(BaseTunerLayer):
         self._disable_adapters = False
         self._unmerged_base: Snapshot | None = None
         self.cast_input_dtype_enabled = True
+
+        self.use: Use = kwargs.get("use", Use(read=False, called=True))
 
         base = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(
@@ -101,10 +107,16 @@ class BoneLayer(BaseTunerLayer):
         if variant.reads_weight:
             check_readable(self.get_base_layer())
 
+        probability = getattr(config, variant.dropout_field)
+        if probability > 0 and not self.use.called:
+            raise BoneError(
+                "the model reads the weight of this layer and never calls it, so there is no input to drop: set "
+                f"{variant.dropout_field} to 0, or name the layer in exclude_modules"
+            )
+
         self.bone_r[adapter_name] = r
         self.bone_variant[adapter_name] = variant
         self.bone_scaling[adapter_name] = 1.0
-        probability = getattr(config, variant.dropout_field)
         if probability > 0:
             self.bone_dropout[adapter_name] = nn.Dropout(probability)
         for name, shape in variant.shapes(self.in_features, self.out_features, r).items():
@@ -159,6 +171,27 @@ class BoneLayer(BaseTunerLayer):
             else:
                 weight = dequantized(self.quantization_backend, base)
         return weight.T if self.fan_in_fan_out else weight
+
+    @property
+    def weight(self) -> Any:
+        """The weight that a model sees which reads it: the adapted one, where the model multiplies by it itself."""
+        if not self.use.read:
+            if self.on_read is not None and not torch.compiler.is_compiling():
+                self.on_read(self)
+            return BaseTunerLayer.weight.fget(self)  # type: ignore[attr-defined]
+        base = self.get_base_layer()
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        names = [] if self.disable_adapters else self._unmerged(self.active_adapters)
+        if not names:
+            return base.weight
+        weight = self._base_weight()
+        frozen = Frozen(call=base, read_weight=lambda: weight, read_bias=lambda: None)
+        adapted = self._stack(names, frozen).weight(weight.dtype)
+        return adapted.T if self.fan_in_fan_out else adapted
+
+    def _unmerged(self, adapter_names: Sequence[str]) -> list[str]:
+        return [name for name in self._present(adapter_names) if name not in self.merged_adapters]
 
     def _base_bias(self) -> Tensor | None:
         return getattr(self.get_base_layer(), "bias", None)
@@ -335,7 +368,7 @@ class BoneLinear(nn.Module, BoneLayer):
             return self._forward_by_row(x, row_adapters, *args, **kwargs)
         names: Sequence[str] = self.active_adapters
         if self.merged:
-            names = [name for name in self._present(names) if name not in self.merged_adapters]
+            names = self._unmerged(names)
             if not names:
                 return self.base_layer(x, *args, **kwargs)
         return self._forward_with(names, x, *args, **kwargs)
@@ -349,13 +382,11 @@ class BoneLinear(nn.Module, BoneLayer):
         return self._stack(adapter_names, frozen).output(x)
 
     def _forward_by_row(self, x: Tensor, row_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        if len(x) != len(row_adapters):
-            raise BoneError(
-                f"adapter_names has to name one adapter for each row of the batch: {len(row_adapters)} names for "
-                f"{len(x)} rows."
-            )
+        mixed_rows.check_rows(len(x), row_adapters)
         if self.merged:
-            raise BoneError("adapter_names cannot be used while adapters are merged: call unmerge_adapter() first.")
+            raise BoneError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
         names = list(dict.fromkeys(row_adapters))
         if len(names) == 1:
             return self._forward_with(names, x, *args, **kwargs)

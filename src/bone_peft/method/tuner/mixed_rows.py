@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bone_peft.errors import BoneError
+
 from ..ops.dispatch import computing_dtype
 from ..variants import Additive, Params
 
@@ -21,6 +23,15 @@ Adapters = Mapping[str, tuple[type[Additive], Params]]
 
 FEW = 4
 """Rows up to which an adapter is computed with others: in a batched product each row has a copy of the tensors."""
+
+
+def check_rows(rows: int, row_adapters: Sequence[str]) -> None:
+    """Raise ``BoneError`` if there is not one name for each row."""
+    if rows != len(row_adapters):
+        raise BoneError(
+            f"Length of `adapter_names` should be the same as the number of inputs, but got {len(row_adapters)} and "
+            f"{rows} respectively: name one adapter for each row."
+        )
 
 
 def in_turns(x: Tensor, row_adapters: Sequence[str], run: Callable[[str, Tensor], Tensor]) -> Tensor:

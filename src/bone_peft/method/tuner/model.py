@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     _get_submodules,
     get_quantization_kwargs,
-    resolve_quantization_backend,
 )
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
 
+from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
-from .mixed_rows import BASE
+from .mixed_rows import BASE, check_rows
 from .siblings import watch
+from .targets import also_excluded, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
 from .ties import check_ties, input_embedding_name, is_named, mark_shared, note_untied
 from .weighted import add_weighted_adapter
@@ -46,6 +47,7 @@ class BoneModel(BaseTuner):
 
     prefix = "bone_"
     tuner_layer_cls = BoneLayer
+    _skipped: dict[str, str] | None = None
     target_module_mapping: dict[str, Any] = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 
     add_weighted_adapter = add_weighted_adapter
@@ -114,6 +116,23 @@ class BoneModel(BaseTuner):
             with _naming(name), onload_layer(module):
                 module.check_merge(adapter_names, finite)
 
+    def _tell_skipped(self, config: Any) -> None:
+        """Warn of the layers that were passed by, and keep them out of the config that is saved."""
+        skipped, self._skipped = self._skipped, None
+        if not skipped:
+            return
+        self.targeted_module_names = [name for name in self.targeted_module_names if name not in skipped]
+        if not self.targeted_module_names:
+            raise BoneError(f"No layer of this model can be adapted so: {next(iter(skipped.values()))}")
+        config.exclude_modules = also_excluded(config.exclude_modules, skipped)
+        reasons: dict[str, dict[str, None]] = {}
+        for name, error in skipped.items():
+            # Layers that differ in a number only are named once.
+            reason = error.removeprefix(name).removeprefix(":").strip()
+            reasons.setdefault(reason, {})[re.sub(r"(?<=\.)\d+(?=\.)", "*", name)] = None
+        told = "; ".join(f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in reasons.items())
+        warnings.warn(f"Bone leaves out {len(skipped)} layers of this model: {told}.", stacklevel=2)
+
     # Files
 
     @classmethod
@@ -150,15 +169,28 @@ class BoneModel(BaseTuner):
             # Modules have names like these, and PyTorch wants them without dots and free of its own flag.
             del self.peft_config[adapter_name]
             raise BoneError(f"An adapter cannot be called {adapter_name!r}: choose another name, without dots.")
+        config: Any = self.peft_config[adapter_name]
+        chosen_for_the_user = config.target_modules is None or config.target_modules == "all-linear"
+        self._skipped = {} if chosen_for_the_user else None
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._tell_skipped(self.peft_config[adapter_name])
         except Exception:
             _take_out(model, adapter_name)
             raise
         watch(model)
         mark_shared(model)
+        watch_first_run(model)
 
-    def _create_and_replace(
+    def _create_and_replace(self, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._adapt(peft_config, adapter_name, *args, **kwargs)
+        except BoneError as error:
+            if self._skipped is None:
+                raise
+            self._skipped[kwargs["current_key"]] = str(error)
+
+    def _adapt(
         self,
         peft_config: Any,
         adapter_name: str,
@@ -174,13 +206,12 @@ class BoneModel(BaseTuner):
             with _naming(current_key):
                 target.update_layer(adapter_name, r, config=peft_config)
             return
-        if not _is_linear(target):
-            raise BoneError(
-                f"Bone adapts linear layers (torch.nn.Linear, Conv1D, or quantized), and {current_key} is a "
-                f"{type(target).__name__}: take it out of target_modules, or name it in exclude_modules."
-            )
+        refusal = why_not(target) or why_not_in(self.model, current_key)
+        if refusal is not None:
+            raise BoneError(f"{current_key} {refusal}.")
         with _naming(current_key):
-            layer = BoneLinear(target, adapter_name, r, config=peft_config, **get_quantization_kwargs(self))
+            use = use_of(parent, target_name)
+            layer = BoneLinear(target, adapter_name, r, config=peft_config, use=use, **get_quantization_kwargs(self))
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -221,26 +252,31 @@ class BoneModel(BaseTuner):
         if row_adapters is None:
             yield
             return
+        # The beginnings are LoRA's words, which programs look for.
         if self.training:
-            raise BoneError("adapter_names is for inference: call model.eval() first.")
+            raise BoneError(
+                "Cannot pass `adapter_names` when the model is in training mode: they are for inference, call "
+                "model.eval() first."
+            )
+        if any(isinstance(module, BoneLayer) and not module.use.called for module in self.modules()):
+            name = next(n for n, m in self.named_modules() if isinstance(m, BoneLayer) and not m.use.called)
+            raise BoneError(
+                f"{name}: this model reads the weight of the layer and never calls it, and one weight cannot be each "
+                "row's own: leave adapter_names out, or name the layer in exclude_modules."
+            )
         known = {name for module in self.modules() if isinstance(module, BoneLayer) for name in module.bone_variant}
         unknown = sorted(set(row_adapters) - known - {BASE})
         if unknown:
-            raise BoneError(f"adapter_names holds {', '.join(unknown)}, and the model has {', '.join(sorted(known))}.")
-
-        # Beam search repeats each row; an encoder runs before that.
-        beams = kwargs.get("num_beams") or 1
-        get_encoder = getattr(self.model, "get_encoder", None)
-        config = getattr(self.model, "config", None)
-        encoder = get_encoder() if get_encoder and getattr(config, "is_encoder_decoder", False) else None
-        in_encoder = set() if encoder is None else set(encoder.modules())
-        handles = []
-        for module in self.modules():
-            if isinstance(module, (BoneLayer, AuxiliaryTrainingWrapper)):
-                repeats = 1 if module in in_encoder else beams
-                names = [name for name in row_adapters for _ in range(repeats)]
-                hook = partial(_pass_adapter_names, names=names)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            raise BoneError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}, and the model has "
+                f"{', '.join(sorted(known))}."
+            )
+        rows = next((len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if rows is not None:
+            check_rows(rows, row_adapters)
+        hook = partial(_pass_adapter_names, names=row_adapters, repeats=_repeats(self.model, kwargs))
+        watched = [module for module in self.modules() if isinstance(module, (BoneLayer, AuxiliaryTrainingWrapper))]
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watched]
         try:
             yield
         finally:
@@ -248,14 +284,20 @@ class BoneModel(BaseTuner):
                 handle.remove()
 
 
-def _pass_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> tuple[Any, Any]:
-    return args, {**kwargs, "adapter_names": names}
+def _repeats(model: Any, options: dict[str, Any]) -> set[int]:
+    """How often generation may repeat each row: for its beams, or for several answers."""
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+    names = ("num_beams", "num_return_sequences")
+    return {options.get(name) or getattr(config, name, None) or 1 for name in names}
 
 
-def _is_linear(module: nn.Module) -> bool:
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    backend = resolve_quantization_backend(base, get_apply_tensor_subclass=lambda: None)
-    return isinstance(base, (torch.nn.Linear, Conv1D)) or getattr(backend, "layer_type", None) == "linear"
+def _pass_adapter_names(
+    module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str], repeats: set[int]
+) -> tuple[Any, Any]:
+    x = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+    # An encoder runs before the rows are repeated.
+    times = len(x) // len(names) if len(x) in {len(names) * times for times in repeats} else 1
+    return args, {**kwargs, "adapter_names": [name for name in names for _ in range(times)]}
 
 
 @contextmanager

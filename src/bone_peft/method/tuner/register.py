@@ -84,6 +84,20 @@ def _support_hotswap() -> None:
         else:
             original(model, state_dict, adapter_name, config, parameter_prefix)
 
+    prepare = hotswap.prepare_model_for_compiled_hotswap
+
+    @wraps(prepare)
+    def prepare_model_for_compiled_hotswap(model: Any, *, target_rank: int | None = None, **kwargs: Any) -> None:
+        sizes = {r for module in model.modules() if isinstance(module, layer.BoneLayer) for r in module.bone_r.values()}
+        if not sizes:
+            prepare(model, target_rank=target_rank, **kwargs)
+        elif target_rank is not None and sizes != {target_rank}:
+            raise BoneError(
+                f"Bone's r ({', '.join(map(str, sorted(sizes)))} here) is the size of its blocks, so adapters cannot "
+                f"be filled up to rank {target_rank}: those of one r are swapped without compiling again, leave it out."
+            )
+
+    hotswap.prepare_model_for_compiled_hotswap = prepare_model_for_compiled_hotswap
     hotswap.CONFIG_KEYS_TO_CHECK[PeftType(_NAME)] = []
     hotswap.hotswap_adapter_from_state_dict = hotswap_adapter_from_state_dict
 
