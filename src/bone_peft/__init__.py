@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import bone_peft.rwkv  # noqa: F401  (PEFT learns what to adapt in RWKV)
 from bone_peft.errors import BoneError
-from bone_peft.method import BoneConfig, BoneLayer, BoneLinear, BoneModel, register
+from bone_peft.method import BoneConfig, BoneLayer, BoneLinear, BoneModel, check, register
 
 if TYPE_CHECKING:
     from bone_peft.files.bases import load_base
@@ -24,6 +24,7 @@ __all__ = [
     "BoneLinear",
     "BoneModel",
     "Recipe",
+    "check",
     "convert",
     "inspect_adapter",
     "load_base",

@@ -180,3 +180,26 @@ def test_a_quantized_base_trains(bits, rows_file, tmp_path):
     base = str(make_base(tmp_path / "base", chat=False, hidden=64))
     result = train(recipe(base, rows_file, tmp_path / "run", quantize=bits, dtype="bfloat16"))
     assert losses(result)[-1] < losses(result)[0]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_adapters_that_nothing_uses_stop_the_run(plain_base, rows_file, tmp_path, monkeypatch, allowed):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: self.down_proj(self.up_proj(x)))
+    recipe = Recipe(
+        base=plain_base,
+        data=rows_file,
+        fields=["query", "response"],
+        out=str(tmp_path / "run"),
+        dtype="float32",
+        allow_unused=allowed,
+        adapter={"r": 8, "target_modules": ["gate_proj", "up_proj"]},
+        training={"max_steps": 2},
+    )
+    if allowed:
+        assert train(recipe).steps == 2
+    else:
+        with pytest.raises(BoneError, match=r"adapters of 2 layers got no gradient .*layers\.0\.mlp\.gate_proj"):
+            train(recipe)
+        assert not (tmp_path / "run" / "adapter").exists()

@@ -26,7 +26,7 @@ from .mixed_rows import BASE, check_rows
 from .siblings import watch
 from .targets import also_excluded, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
-from .ties import check_ties, input_embedding_name, is_named, mark_shared, note_untied
+from .tied_weights import check_ties, input_embedding_name, is_named, mark_shared, note_untied
 from .weighted import add_weighted_adapter
 
 

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+from bone_peft.errors import BoneError
+
 
 class ProgressReport(TrainerCallback):
     """Loss, tokens per second and time left: a live line on a terminal, ten plain lines elsewhere."""
@@ -117,3 +119,25 @@ class StopOnInterrupt(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = True
         self.console.print("Stopping after this step and saving a checkpoint; once more to stop at once.")
+
+
+class UnusedAdapters(TrainerCallback):
+    """Stops the run before its first step if an adapter tensor got no gradient: nothing would be learned there."""
+
+    def __init__(self) -> None:
+        self.looked = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        # DeepSpeed keeps gradients where no parameter shows them.
+        if self.looked or model is None or args.deepspeed:
+            return
+        self.looked = True
+        unused = [
+            name for name, p in model.named_parameters() if p.requires_grad and ".bone_" in name and p.grad is None
+        ]
+        if unused:
+            layers = sorted({name.partition(".bone_")[0].removeprefix("base_model.model.") for name in unused})
+            raise BoneError(
+                f"The adapters of {len(layers)} layers got no gradient at the first step, such as {layers[0]}: the model "
+                "does not use them with these rows; name them in adapter.exclude_modules, or set allow_unused to true."
+            )

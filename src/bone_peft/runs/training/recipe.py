@@ -40,6 +40,7 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        allow_unused: train on although some adapter tensors get no gradient.
         continue_from: an adapter to train on, as for :func:`bone_peft.files.bases.load_adapter`, in place of a new one.
         adapter: arguments of :class:`bone_peft.BoneConfig`.
         training: arguments of :class:`trl.SFTConfig`.
@@ -56,6 +57,7 @@ class Recipe:
     seed: int = 0
     quantize: str = "none"
     continue_from: str | None = None
+    allow_unused: bool = False
     adapter: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -157,6 +159,8 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise BoneError(f"seed in {where} must be a whole number of zero or more, found {self.seed!r}.")
+        if not isinstance(self.allow_unused, bool):
+            raise BoneError(f"allow_unused in {where} must be true or false, found {self.allow_unused!r}.")
         if self.chat not in (None, True, False):
             raise BoneError(f"chat in {where} must be true or false, found {self.chat!r}.")
 

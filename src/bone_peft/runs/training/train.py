@@ -13,7 +13,7 @@ from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.io.whole import full_disk_is_explained, whole_file, whole_folder
 
 from ..data import load_data, without
-from .callbacks import ProgressReport, StopOnInterrupt
+from .callbacks import ProgressReport, StopOnInterrupt, UnusedAdapters
 from .recipe import Recipe
 from .result import TrainResult
 from .run_folder import RunFolder
@@ -58,7 +58,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
         console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")
 
     progress, stop = ProgressReport(console), StopOnInterrupt(console)
-    trainer = _build_trainer(recipe, run, model, tokenizer, rows, held_out, [progress, stop])
+    trainer = _build_trainer(recipe, run, model, tokenizer, rows, held_out, [progress, stop, *_watching(recipe)])
     trainable, total = trainer.model.get_nb_trainable_parameters()
     console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
 
@@ -109,6 +109,10 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
         _save(trainer, tokenizer, recipe, run, result, held_out if held_out is not None else rows)
     state.wait_for_everyone()
     return result
+
+
+def _watching(recipe: Recipe) -> list[Any]:
+    return [] if recipe.allow_unused else [UnusedAdapters()]
 
 
 def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
