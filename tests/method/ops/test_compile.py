@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from bone_peft.costs.bench.contestants import Setting, contestant
 from bone_peft.costs.bench.shapes import random_model
@@ -11,8 +13,13 @@ from bone_peft.method.ops import bone_layer
 VARIANTS = ["bone", "bat", "bat-input", "bottleneck"]
 
 
+# What runs by operators of ours in compiled code too.
+OWN = ("bone", "bat", "bat-input")
+
+
 @pytest.mark.parametrize("name", [*VARIANTS, "bone of few tokens"])
 def test_a_decoder_layer_is_one_graph(name, monkeypatch):
+    own = name in OWN
     if name.endswith("few tokens"):
         monkeypatch.setattr(bone_layer, "_few_tokens", lambda x, block: True)
         name = "bone"
@@ -31,9 +38,17 @@ def test_a_decoder_layer_is_one_graph(name, monkeypatch):
         return [loss.detach(), *torch.autograd.grad(loss, [embedded, *trained])]
 
     eager = gradients()
+    operators: set[str] = set()
+
+    def look(graph, inputs):
+        operators.update(str(node.target) for node in graph.graph.nodes if "bone_peft" in str(node.target))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=look, bw_compiler=look)
     for layer in base_layers(model):
-        layer.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+        layer.compile(fullgraph=True, dynamic=False, backend=backend)
     compiled = gradients()
+    assert bool(operators) == own
     assert not torch._dynamo.utils.counters["graph_break"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for found, expected in zip(compiled, eager, strict=True):

@@ -11,6 +11,7 @@ import torch
 from bone_peft.method.ops import shared
 from bone_peft.method.ops.shared import with_block_sum
 
+from ...models import llama
 from .layers import DEVICE, HALF, distance
 
 
@@ -67,6 +68,22 @@ def test_memory_that_others_write_to_is_read_each_time(how):
         else:
             torch.from_dlpack(x).add_(1)
         torch.testing.assert_close(with_block_sum(x, 16)[1], before + 2)
+
+
+def test_the_blocks_of_transformers_remember_without_autograd_too():
+    attention = llama().model.layers[0].self_attn
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            x = torch.randn(3, 32)
+            with running(attention):
+                first = with_block_sum(x, 16)
+                assert with_block_sum(x, 16)[1] is first[1]
+            with running(attention):
+                assert with_block_sum(x, 16)[1] is not first[1]
+    x = torch.randn(3, 32)
+    with running(attention):
+        assert not with_block_sum(x, 16)[0].requires_grad
+        assert with_block_sum(x.requires_grad_(), 16)[0].requires_grad
 
 
 def test_a_leaf_that_asks_for_its_gradient_later_gets_it():

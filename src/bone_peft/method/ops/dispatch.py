@@ -69,7 +69,8 @@ def plain() -> bool:
     if forced == PLAIN:
         return True
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        # is_exporting() says yes to every compiler before PyTorch 2.12.
+        return torch.compiler._is_exporting_flag
     return _func_runs() or _traces() is not None or forward_ad._current_level >= 0
 
 

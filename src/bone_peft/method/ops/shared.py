@@ -2,7 +2,8 @@
 
 A sum is remembered only while the module that the readers belong to runs, once (:func:`opened` to :func:`closed`), and
 only for what autograd knows the history of. A leaf, or anything outside of autograd, may be memory that somebody else
-writes to, by ways that PyTorch does not see. An entry dies with its ``x``, so no activation outlives its use.
+writes to, by ways that PyTorch does not see; unless the module is one of Transformers' own, whose code writes to
+nothing between its readers. An entry dies with its ``x``, so no activation outlives its use.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class _Run:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self.is_known = type(module).__module__.startswith("transformers.models.")
         self.forget()
 
     def forget(self, _: Any = None) -> None:
@@ -100,12 +102,13 @@ def _once(x: Tensor, r: int, compute: Callable[[Tensor, int], Any]) -> Any:
         torch.compiler.is_compiling()
         or not _runs.now
         or type(x) is not Tensor
-        or x.grad_fn is None
+        or (x.grad_fn is None and not _runs.now[-1].is_known)
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())
     ):
         return compute(x, r)
     run = _runs.now[-1]
-    key = (compute, x._version, r, torch.is_grad_enabled(), _stream(x))
+    version = None if x.is_inference() else x._version
+    key = (compute, version, r, torch.is_grad_enabled(), x.requires_grad, _stream(x))
     if run.owner is not None and run.owner() is x and run.key == key:
         return run.result
     result = compute(x, r)

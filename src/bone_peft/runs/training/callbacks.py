@@ -132,12 +132,12 @@ class UnusedAdapters(TrainerCallback):
         if self.looked or model is None or args.deepspeed:
             return
         self.looked = True
-        unused = [
-            name for name, p in model.named_parameters() if p.requires_grad and ".bone_" in name and p.grad is None
-        ]
-        if unused:
-            layers = sorted({name.partition(".bone_")[0].removeprefix("base_model.model.") for name in unused})
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad and ".bone_" in name}
+        unused = {name.partition(".bone_")[0] for name, parameter in trained.items() if parameter.grad is None}
+        layers = sorted(name.removeprefix("base_model.model.") for name in unused)
+        if layers:
             raise BoneError(
-                f"The adapters of {len(layers)} layers got no gradient at the first step, such as {layers[0]}: the model "
-                "does not use them with these rows; name them in adapter.exclude_modules, or set allow_unused to true."
+                f"The adapters of {len(layers)} layers got no gradient at the first step, such as {layers[0]}: the "
+                "model does not use them with these rows; name them in adapter.exclude_modules, or set allow_unused "
+                "to true."
             )
