@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import bone_peft
-from bone_peft import BoneError
+from bone_peft import BoneError, BoneLayer
 from bone_peft.files.adapters import read_adapter
 from bone_peft.files.conversion import convert
 
@@ -153,6 +153,118 @@ def test_bat_to_the_nearest_lora(tmp_path, variant):
     assert max(kept.errors.values()) <= (1 - 0.9) ** 0.5 < max(result.errors.values())
     whole = convert(tuned, "lora", tmp_path / "all", energy=1.0)
     assert max(whole.errors.values()) < 1e-5
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """``dW`` of every layer by the definition, in float64, with the scale that the layer has."""
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BoneLayer):
+            params = {
+                key: getattr(layer, key)["default"].detach().double()
+                for key in layer.bone_variant["default"].parameters
+            }
+            weight = layer.get_base_layer().weight.detach().double()
+            delta = layer.bone_variant["default"].delta_weight(params, weight.T if layer.fan_in_fan_out else weight)
+            found[name.removeprefix("base_model.model.")] = layer.bone_scaling["default"] * delta
+    return found
+
+
+def scale(model) -> None:
+    """Another factor in every layer, one of them zero, one negative."""
+    layers = [layer for layer in model.modules() if isinstance(layer, BoneLayer)]
+    for index, layer in enumerate(layers):
+        layer.set_scale("default", 0.5 * index - 0.5)
+        layer.scale_layer(0.9)
+
+
+SCALED = [
+    ("bone", "bone", {}),
+    ("bone", "miss", {}),
+    ("bone", "lora", {}),
+    ("bone", "lora", {"uniform": True}),
+    ("bone", "lora", {"energy": 1.0}),
+    ("bone", "rwkv", {}),
+    ("bat", "bone", {}),
+    ("bat", "miss", {}),
+    ("bat", "lora", {"energy": 1.0}),
+    ("bat-input", "bone", {}),
+    ("bat-input", "rwkv", {}),
+    ("bat-input", "lora", {"energy": 1.0}),
+    ("bottleneck", "bone", {}),
+    ("bottleneck", "lora", {}),
+    ("bottleneck", "lora", {"rank": 8}),
+]
+
+
+@pytest.mark.parametrize("model,targets", [(llama, LLAMA_LINEARS), (gpt2, ["c_attn", "c_fc"])])
+@pytest.mark.parametrize("variant,to,options", SCALED)
+def test_the_scale_of_a_live_model(tmp_path, variant, to, options, model, targets):
+    tuned = randomize(get_peft_model(model(), config_for(variant, target_modules=targets))).eval()
+    scale(tuned)
+    want = weights(tuned)
+    bases = {
+        name: module.weight for name, module in tuned.get_base_model().named_modules() if hasattr(module, "weight")
+    }
+    out = tmp_path / ("out.pth" if to == "rwkv" else "out")
+    convert(tuned, to, out, **options)
+    written, _ = read_adapter(out)
+    assert set(written.layers) == set(want)
+    for name, params in written.layers.items():
+        held = {key: tensor.double() for key, tensor in params.items()}
+        weight = bases[f"{name}.base_layer"].detach().double()
+        delta = written.variant.delta_weight(held, weight if model is llama else weight.T)
+        torch.testing.assert_close(delta, want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_scaled_model_is_what_its_conversion_computes(tmp_path):
+    tuned = randomize(get_peft_model(llama(), config_for("bone"))).eval()
+    scale(tuned)
+    x = tokens()
+    want = tuned(x).logits
+    for to in ("bone", "miss", "lora"):
+        convert(tuned, to, tmp_path / to)
+    tuned.unload().save_pretrained(tmp_path / "base")
+    for to in ("bone", "miss", "lora"):
+        torch.testing.assert_close(logits(tmp_path / "base", tmp_path / to, x), want, **EXACT)
+
+
+@pytest.mark.parametrize(
+    "variant,to", [("bone", "lora"), ("bat", "miss"), ("bat-input", "rwkv"), ("bottleneck", "bone")]
+)
+def test_a_scaled_model_that_is_merged(tmp_path, variant, to):
+    tuned = randomize(get_peft_model(llama(), config_for(variant))).eval()
+    scale(tuned)
+    suffix = ".pth" if to == "rwkv" else ""
+    convert(tuned, to, tmp_path / f"before{suffix}")
+    tuned.merge_adapter()
+    convert(tuned, to, tmp_path / f"merged{suffix}")
+    assert_equal(tmp_path / f"before{suffix}", tmp_path / f"merged{suffix}")
+
+
+def test_the_nearest_lora_needs_the_weight_unmerged(tmp_path):
+    tuned = randomize(get_peft_model(llama(), config_for("bat"))).eval()
+    tuned.merge_adapter()
+    with pytest.raises(BoneError, match="unmerge_adapter"):
+        convert(tuned, "lora", tmp_path / "lora", rank=4)
+
+
+def test_each_adapter_has_a_scale_of_its_own(tmp_path):
+    tuned = get_peft_model(llama(), config_for("bone"))
+    tuned.add_adapter("other", config_for("bone", r=4))
+    randomize(tuned)
+    for layer in tuned.modules():
+        if isinstance(layer, BoneLayer):
+            layer.set_scale("other", 3.0)
+    convert(tuned, "bone", tmp_path / "default")
+    plain, _ = read_adapter(tmp_path / "default")
+    convert(tuned, "bone", tmp_path / "other", adapter_name="other")
+    tripled, _ = read_adapter(tmp_path / "other")
+    for name, layer in tuned.named_modules():
+        if isinstance(layer, BoneLayer):
+            key = name.removeprefix("base_model.model.")
+            assert torch.equal(plain.layers[key]["bone_block"], layer.bone_block["default"])
+            assert torch.equal(tripled.layers[key]["bone_block"], 3 * layer.bone_block["other"])
 
 
 @pytest.mark.parametrize(

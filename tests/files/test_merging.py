@@ -144,8 +144,11 @@ def test_several_adapters_with_weights(tmp_path):
     assert_same(want, AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
 
 
-def test_a_classifier_brings_its_head(tmp_path):
+@pytest.mark.parametrize("bins", [0, 1, 2])
+def test_a_classifier_brings_its_head(tmp_path, bins):
     base = saved(llama(), tmp_path / "base")
+    if bins:
+        _to_bin(base, bins, shared=False)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
     merge(str(base), adapter(model, tmp_path / "adapter", config_for("bone", task_type="SEQ_CLS")), tmp_path / "out")
     want = in_memory(base, tmp_path / "adapter", AutoModelForSequenceClassification, num_labels=3)

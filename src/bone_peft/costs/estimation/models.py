@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bone_peft.errors import BoneError
-from bone_peft.files.checkpoints.outline import check_sizes, load_config
+from bone_peft.files.checkpoints.outline import load_config
 from bone_peft.io import read_json
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("known.json").read_text())
@@ -25,20 +25,19 @@ def config_of(model: str) -> Any:
         BoneError: no such model, or Transformers does not know its kind.
     """
     from transformers import AutoConfig
+    from transformers.utils import cached_file
 
     short = {name.rpartition("/")[2].lower(): name for name in KNOWN}
     name = model if model in KNOWN else short.get(model.lower())
     if name is not None:
         return AutoConfig.for_model(**KNOWN[name])
-    if Path(model).is_dir():
-        check_sizes(read_json(Path(model) / "config.json"), 10_000, Path(model) / "config.json")
-        config = load_config(Path(model))
-        if config is None:
-            raise BoneError(f"Transformers does not know the kind of model in {model}.")
-        return config
     try:
-        return AutoConfig.from_pretrained(model)
+        path = Path(model) / "config.json" if Path(model).is_dir() else Path(str(cached_file(model, "config.json")))
     except Exception as error:
         raise BoneError(
             f"There is no model {model!r}: give a folder, a hub name, or one of {', '.join(sorted(short))}."
         ) from error
+    config = load_config(read_json(path), path)
+    if config is None:
+        raise BoneError(f"Transformers does not know the kind of model in {model}.")
+    return config

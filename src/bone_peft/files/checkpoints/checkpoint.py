@@ -108,6 +108,11 @@ class Edit:
             while coming:
                 yield coming.popleft().result()
 
+    def whole(self, stored: Readable) -> Tensor:
+        """The new weight in one piece."""
+        pieces = list(self.pieces(stored))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
     @torch.no_grad()
     def _piece(self, stored: Readable, span: tuple[int, int], whole: bool) -> Tensor:
         start, stop = span

@@ -19,8 +19,10 @@ from bone_peft.io.safetensors_file import header_bytes
 
 from ..bases import from_gguf
 from . import outline
-from .checkpoint import Edit, Held, Progress
+from .bounded import bounded
+from .checkpoint import Edit, Held, Progress, Readable
 from .rewrite import sync, write_pieces
+from .ties import parted, with_ties
 
 SHARD_BYTES = 5 * 10**9
 
@@ -84,22 +86,45 @@ class GgufCheckpoint:
 
     @cached_property
     def config(self) -> Any:
-        from transformers import AutoConfig
+        from transformers import PreTrainedConfig
 
         try:
-            config = AutoConfig.from_pretrained(**self._where)
+            settings, _ = bounded(lambda: PreTrainedConfig.get_config_dict(**self._where), self.path)
         except Exception as error:
             raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
+        config = outline.load_config(settings, self.path, "CAUSAL_LM", self._parts)
+        if config is None:
+            raise BoneError(f"Transformers does not know the kind of model in {self.path}.")
         config.dtype = self.dtype
         return config
 
     @cached_property
     def model(self) -> Any:
-        return outline.outline(self.config, "CAUSAL_LM")
+        return outline.outline(self.config, "CAUSAL_LM", self._parts, self.path)
+
+    @cached_property
+    def _reader(self) -> Any:
+        from gguf import GGUFReader
+
+        try:
+            return GGUFReader(self.path)
+        except Exception as error:
+            raise BoneError(f"{self.path} is damaged, or no GGUF file ({brief(error)}): take another copy.") from error
+
+    @property
+    def _parts(self) -> int:
+        return outline.parts(len(self._reader.tensors))
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        return outline.ties(self.model)
 
     @cached_property
     def tensors(self) -> dict[str, GgufTensor]:
-        from gguf import GGUFReader
+        return with_ties(self._stored, self.ties)
+
+    @cached_property
+    def _stored(self) -> dict[str, GgufTensor]:
         from transformers.integrations.gguf.utils import is_gguf_arch_supported
         from transformers.modeling_gguf_pytorch_utils import (
             TENSOR_PROCESSORS,
@@ -108,20 +133,16 @@ class GgufCheckpoint:
             read_field,
         )
 
-        try:
-            reader = GGUFReader(self.path)
-            architecture = read_field(reader, "general.architecture")[0]
-        except Exception as error:
-            raise BoneError(f"{self.path} is damaged, or no GGUF file ({brief(error)}): take another copy.") from error
+        architecture = read_field(self._reader, "general.architecture")[0]
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config.to_dict())
         names = get_gguf_hf_weights_map(_Named(self.model, self.model.base_model_prefix), processor)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         found = {
             names[t.name]: GgufTensor(self.path, t, processor, shapes[names[t.name]], self.dtype)
-            for t in reader.tensors
+            for t in self._reader.tensors
             if t.name in names
         }
-        lost = set(dict(self.model.named_parameters())) - set(found) - set(outline.ties(self.model))
+        lost = set(dict(self.model.named_parameters())) - set(found) - set(self.ties)
         if lost or is_gguf_arch_supported(architecture):
             raise BoneError(
                 f"{self.path} ({architecture}) cannot be unpacked tensor by tensor: load it with Transformers, save it "
@@ -131,7 +152,7 @@ class GgufCheckpoint:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in self._stored.values())
 
     def shape_of(self, module: str) -> tuple[int, int]:
         shape = outline.linear_shape(self.model, module)
@@ -143,44 +164,35 @@ class GgufCheckpoint:
         return outline.is_transposed(self.model, module)
 
     def write(self, out: Path, edits: Mapping[str, Edit], progress: Progress) -> None:
-        tied = outline.ties(self.model)
-        lost = next((n for n in edits if n not in self.tensors or n in tied or n in tied.values()), None)
+        lost = next((name for name in edits if name not in self.tensors), None)
         if lost is not None:
-            raise BoneError(f"{lost} of {self.name} cannot be changed by itself: save the base as a folder first.")
-        done = 0
+            raise BoneError(f"{self.name} has no parameter {lost}: the adapter is for another base.")
+        apart = parted(self.ties, self.tensors, edits)
+        added = {name: Held(tensor) for name, tensor in apart.items() if name not in self._stored}
+        tensors: dict[str, Readable] = {**self._stored, **added}
+        total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
 
         def wrote(count: int) -> None:
             nonlocal done
             done += count
-            progress(done, self.nbytes)
+            progress(done, total)
 
-        shards = self._shards()
+        shards = _shards(tensors)
         for file, names in shards.items():
             with open(out / file, "wb") as target:
-                entries = {name: (self.tensors[name].dtype, self.tensors[name].shape) for name in names}
+                entries = {name: (self.dtype, tensors[name].shape) for name in names}
                 target.write(header_bytes(entries, {"format": "pt"}))
                 for name in names:
-                    write_pieces(target, edits.get(name, Edit()).pieces(Held(self.tensors[name].read())), wrote)
+                    edit = Edit() if name in added else edits.get(name, Edit())
+                    write_pieces(target, edit.pieces(Held(tensors[name].read())), wrote)
                 sync(target)
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}
-            index = {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        if apart:
+            self.config.tie_word_embeddings = False
         self._write_rest(out)
-
-    def _shards(self) -> dict[str, list[str]]:
-        """Names of tensors by file."""
-        groups: list[list[str]] = [[]]
-        size = 0
-        for name, tensor in self.tensors.items():
-            if groups[-1] and size + tensor.nbytes > SHARD_BYTES:
-                groups.append([])
-                size = 0
-            groups[-1].append(name)
-            size += tensor.nbytes
-        if len(groups) == 1:
-            return {"model.safetensors": groups[0]}
-        return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
 
     def _write_rest(self, out: Path) -> None:
         from transformers import AutoTokenizer, GenerationConfig
@@ -189,3 +201,18 @@ class GgufCheckpoint:
         GenerationConfig.from_model_config(self.config).save_pretrained(out)
         self.config.architectures = [type(self.model).__name__]
         self.config.save_pretrained(out)
+
+
+def _shards(tensors: Mapping[str, Readable]) -> dict[str, list[str]]:
+    """Names of tensors by file."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and size + tensor.nbytes > SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
@@ -18,7 +17,8 @@ from bone_peft.io.names import brief
 
 from . import outline
 from .checkpoint import Edit, Progress
-from .rewrite import rewrite_safetensors, rewrite_torch
+from .rewrite import rewrite_safetensors, rewrite_torch, write_torch
+from .ties import parted, untied, with_ties
 
 # In the order in which Transformers looks for them.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -79,30 +79,33 @@ class FolderCheckpoint:
 
     @cached_property
     def config(self) -> Any:
-        stored = sum(len(file.tensors) for file in self.files)
-        outline.check_sizes(self.settings, stored, self.path / "config.json")
-        return outline.load_config(self.path)
+        return outline.load_config(self.settings, self.path / "config.json", self.task_type, self._parts)
 
     @cached_property
     def model(self) -> Any:
         """The outline of the model; ``None`` if Transformers does not know it, and names are taken as they are."""
-        return None if self.config is None else outline.outline(self.config, self.task_type)
+        if self.config is None:
+            return None
+        return outline.outline(self.config, self.task_type, self._parts, self.path / "config.json")
+
+    @property
+    def _parts(self) -> int:
+        return outline.parts(sum(len(file.tensors) for file in self.files))
 
     @cached_property
     def names(self) -> outline.Names:
-        stored = [name for file in self.files for name in file.tensors]
+        shapes = {name: stored.shape for file in self.files for name, stored in file.tensors.items()}
         if self.model is None:
-            return outline.Names({name: name for name in stored})
-        return outline.parameter_names(self.model, stored)
+            return outline.Names({name: name for name in shapes})
+        names = outline.parameter_names(self.model, shapes)
+        outline.check_stored(self.model, names, shapes, self.path / "config.json")
+        return names
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         names = self.names.parameters
         found = {names[n]: stored for file in self.files for n, stored in file.tensors.items() if n in names}
-        for target, source in self.ties.items():
-            if source in found:
-                found.setdefault(target, found[source])
-        return found
+        return with_ties(found, self.ties)
 
     @cached_property
     def ties(self) -> dict[str, str]:
@@ -122,14 +125,16 @@ class FolderCheckpoint:
         return self.model is not None and outline.is_transposed(self.model, module)
 
     def write(self, out: Path, edits: Mapping[str, Edit], progress: Progress) -> None:
-        in_files, added, untied = self._placed(edits)
-        new_bytes = sum(tensor.nbytes for tensor in added.values())
-        if new_bytes and isinstance(self.files[-1], TorchFile):
-            raise BoneError(
-                f"{self.path} is in .bin files, which cannot take {next(iter(added))} as well: save the base as "
-                "safetensors first, with save_pretrained()."
-            )
-        total, done = self.nbytes + new_bytes, 0
+        in_files, added, apart = self._placed(edits)
+        names = {file.path: file.path.name for file in self.files}
+        last = self.files[-1].path
+        # A .bin file is a pickle, which takes no more tensors: they go into a file beside it.
+        beside = bool(added) and last.suffix == ".bin"
+        if beside and self.index is None:
+            names[last] = "pytorch_model-00001-of-00002.bin"
+        count = len(names) + 1
+        home = f"pytorch_model-{count:05}-of-{count:05}.bin" if beside else last.name
+        total, done = self.nbytes + sum(tensor.nbytes for tensor in added.values()), 0
 
         def wrote(count: int) -> None:
             nonlocal done
@@ -137,29 +142,32 @@ class FolderCheckpoint:
             progress(done, total)
 
         for file in self.files:
-            target, last = out / file.path.name, file is self.files[-1]
+            target = out / names[file.path]
             if isinstance(file, SafetensorsFile):
-                rewrite_safetensors(file, target, in_files, added if last else {}, wrote)
+                rewrite_safetensors(file, target, in_files, added if file.path == last else {}, wrote)
             else:
                 rewrite_torch(file, target, in_files, wrote)
+        if beside:
+            write_torch(out / home, added, wrote)
         self._copy_rest(out)
-        self._write_index(out, added)
+        if self.index is not None or beside:
+            stored = {name: names[file.path] for file in self.files for name in file.tensors}
+            self._write_index(out, stored | dict.fromkeys(added, home), added)
         # Last, so that what a kill leaves has no config and looks like no model.
-        self._write_config(out, edits, untied)
+        self._write_config(out, edits, apart)
 
     def _placed(self, edits: Mapping[str, Edit]) -> tuple[dict[str, Edit], dict[str, Tensor], bool]:
-        """Edits by name in the files, tensors that the files do not have yet, and whether a tie is cut for them."""
+        """Edits by name in the files, tensors that the files do not have yet, and whether ties are cut for them."""
         places = {parameter: name for name, parameter in self.names.parameters.items()}
         in_files = {places[name]: edit for name, edit in edits.items() if name in places}
         added: dict[str, Tensor] = {}
-        untied = False
         for name, edit in edits.items():
             if name in self.names.converted:
                 raise BoneError(
                     f"Transformers computes {name} out of other tensors when it loads {self.path}: save the base again "
                     "with save_pretrained(), and merge into that."
                 )
-            if name in places or name in self.ties:
+            if name in self.tensors:
                 continue
             parameter = None if self.model is None else dict(self.model.named_parameters()).get(name)
             if parameter is None or edit.replacement is None:
@@ -167,38 +175,24 @@ class FolderCheckpoint:
             if parameter.shape[1:] != edit.replacement.shape[1:]:
                 raise BoneError(f"{name} has another shape in the adapter than in the base: they do not fit.")
             added[name] = edit.replacement.to(parameter.dtype).contiguous()
-        for target, source in self.ties.items():
-            if target in places or source not in places or edits.get(target) == edits.get(source):
-                continue
-            # Only one of the two changes, so they are one no longer.
-            untied = True
-            pieces = edits.get(target, Edit()).pieces(self.tensors[source])
-            added[target] = torch.cat(list(pieces))
-        return in_files, added, untied
+        apart = parted(self.ties, self.tensors, edits)
+        return in_files, added | {name: tensor for name, tensor in apart.items() if name not in places}, bool(apart)
 
     def _copy_rest(self, out: Path) -> None:
         for file in sorted(self.path.iterdir()):
             if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name != "config.json":
                 shutil.copyfile(file, out / file.name)
 
-    def _write_index(self, out: Path, added: Mapping[str, Tensor]) -> None:
-        if self.index is None:
-            return
-        index = read_json(self.path / self.index)
-        for name in added:
-            index["weight_map"][name] = self.files[-1].path.name
+    def _write_index(self, out: Path, weight_map: dict[str, str], added: Mapping[str, Tensor]) -> None:
+        index = {} if self.index is None else read_json(self.path / self.index)
+        index["weight_map"] = index.get("weight_map", {}) | weight_map
         metadata = index.setdefault("metadata", {})
-        if "total_size" in metadata:
+        if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
             metadata["total_size"] += sum(tensor.nbytes for tensor in added.values())
-        (out / self.index).write_text(json.dumps(index, indent=2) + "\n")
+        (out / (self.index or "pytorch_model.bin.index.json")).write_text(json.dumps(index, indent=2) + "\n")
 
-    def _write_config(self, out: Path, edits: Mapping[str, Edit], untied: bool) -> None:
-        settings = dict(self.settings)
-        if untied:
-            settings["tie_word_embeddings"] = False
-            for part in settings.values():
-                if isinstance(part, dict) and "tie_word_embeddings" in part:
-                    part["tie_word_embeddings"] = False
+    def _write_config(self, out: Path, edits: Mapping[str, Edit], apart: bool) -> None:
+        settings = untied(self.settings, self.config) if apart else dict(self.settings)
         if self.task_type is not None and self.model is not None:
             settings["architectures"] = [type(self.model).__name__]
         head = next((edits[name] for name in ("score.weight", "classifier.weight") if name in edits), None)

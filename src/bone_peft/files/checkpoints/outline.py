@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,10 +19,14 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.pytorch_utils import Conv1D
 
 from bone_peft.errors import BoneError
-from bone_peft.io.names import brief
+from bone_peft.io.names import brief, shown
 
-# Fields that say how often a part of a model is built. Sizes of blocks and indices of layers are others.
-_REPEATED = re.compile(r"^(?!.*(size|norm|idx|index|(^|_)ids?(_|$))).*(layer|depth|block)")
+from . import bounded
+
+# Above every vocabulary: no list of a config that is judged is longer, and no model has as many layers.
+_SMALL = 2**20
+# Above every size of a weight. A list of so many takes 256 MiB.
+_LARGE = 2**25
 
 _AUTO = {
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
@@ -44,17 +51,30 @@ class Names:
     converted: set[str] = field(default_factory=set)
 
 
-def outline(config: Any, task_type: str | None = None) -> nn.Module:
+def parts(tensors: int) -> int:
+    """How many modules and parameters a model with so many stored tensors may have. Five times as many are known."""
+    return 20 * tensors + 10_000
+
+
+def outline(
+    config: Any, task_type: str | None = None, most: int = bounded.PARTS, where: Path | str = "The config"
+) -> nn.Module:
     """The model that ``config`` describes, on the meta device: a moment, and no memory.
 
     Raises:
-        BoneError: Transformers cannot build it.
+        BoneError: Transformers cannot build it, or it has more modules and parameters than ``most``.
     """
-    try:
+
+    def build() -> nn.Module:
         cls = _AUTO.get(task_type or "") or _named(config.architectures) or transformers.AutoModelForCausalLM
-        build = getattr(cls, "_from_config", None) or cls.from_config
+        from_config = getattr(cls, "_from_config", None) or cls.from_config
         with torch.device("meta"):
-            return build(config, dtype=config.dtype or torch.float32).eval()
+            return from_config(config, dtype=config.dtype or torch.float32).eval()
+
+    try:
+        return bounded.bounded(build, where, most)
+    except BoneError:
+        raise
     except Exception as error:
         raise BoneError(
             f"Transformers cannot build a {config.model_type} model from this config ({brief(error)})."
@@ -126,29 +146,80 @@ def ties(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def check_sizes(settings: Any, layers: int, where: Path) -> None:
-    """Raise a BoneError if a config asks for more layers than ``layers``, or for an absurd number of anything repeated.
+def check_stored(model: nn.Module, names: Names, shapes: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise a BoneError if the checkpoint has other shapes than the model, or nothing at all of one of its layers.
 
-    Each layer is an object even in an outline, and a config that is damaged can ask for billions.
+    Args:
+        model: the outline.
+        names: of the checkpoint's tensors.
+        shapes: of the checkpoint's tensors, by their names there.
+        where: the config is, to be named in errors.
     """
-    pairs = settings.items() if isinstance(settings, dict) else enumerate(settings)
-    for name, value in pairs:
-        if isinstance(value, (dict, list)):
-            check_sizes(value, layers, where)
-        elif isinstance(value, int) and isinstance(name, str):
-            limit = layers if _REPEATED.search(name) else 2**31
-            limit = 4096 if "expert" in name else limit
-            if value > limit:
-                raise BoneError(f"{where} asks for {name}={value}, which its weights cannot have: take another copy.")
+    known = model.state_dict()
+    for name, parameter in names.parameters.items():
+        if tuple(known[parameter].shape) != shapes[name]:
+            raise BoneError(
+                f"{where} asks for {parameter} of shape {tuple(known[parameter].shape)}, and the weights hold it as "
+                f"{shapes[name]}: they are of different models."
+            )
+    tied = ties(model)
+    stored = {*names.parameters.values(), *names.converted}
+    stored |= {name for tie in tied.items() if stored.intersection(tie) for name in tie}
+    for path, stack in model.named_modules():
+        if isinstance(stack, nn.ModuleList):
+            layers = [{f"{path}.{i}.{name}" for name, _ in layer.named_parameters()} for i, layer in enumerate(stack)]
+            held = [not layer or not layer.isdisjoint(stored) for layer in layers]
+            if any(held) and not all(held):
+                raise BoneError(
+                    f"{where} asks for {path}.{held.index(False)}, and the weights hold nothing of it: they are of "
+                    "different models."
+                )
 
 
-def load_config(path: Path) -> Any:
-    """The config of a model folder; ``None`` if Transformers does not know the model."""
-    try:
-        return transformers.AutoConfig.from_pretrained(path)
-    except ValueError as error:
-        if "model_type" in str(error) or "does not recognize" in str(error) or "trust_remote_code" in str(error):
-            return None
-        raise BoneError(f"{path / 'config.json'} is no model config ({brief(error)}).") from error
-    except Exception as error:
-        raise BoneError(f"{path / 'config.json'} is no model config ({brief(error)}).") from error
+def load_config(
+    settings: dict[str, Any], where: Path | str, task_type: str | None = None, most: int = bounded.PARTS
+) -> Any:
+    """The config that ``settings`` say; ``None`` if Transformers does not know the model.
+
+    Large numbers are tried smaller first, with an outline: if one of them counts layers, the outline has too many.
+
+    Args:
+        settings: of a ``config.json``.
+        where: it was found.
+        task_type: what the model is used for.
+        most: modules and parameters that the model may have.
+
+    Raises:
+        BoneError: they are no settings, or ask for more than any model has.
+    """
+    if str(settings.get("model_type")) not in transformers.CONFIG_MAPPING:
+        return None
+    small = bounded.clamped(settings, _SMALL)
+    if small == settings:
+        return _config(settings, where)
+    tried = f"{where} ({', '.join(islice(_large(settings), 3))})"
+    outline(_config(small, tried), task_type, most, tried)
+    return _config(bounded.clamped(settings, _LARGE), where)
+
+
+def _config(settings: dict[str, Any], where: Path | str) -> Any:
+    # By itself, so that neither code nor other configs of its folder count.
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(settings))
+        try:
+            return bounded.bounded(
+                lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), where
+            )
+        except BoneError:
+            raise
+        except Exception as error:
+            raise BoneError(f"{where} is no model config ({brief(error)}).") from error
+
+
+def _large(settings: dict[str, Any]) -> Iterator[str]:
+    """The numbers that are tried smaller first, for people to read."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _large(value)
+        elif isinstance(value, int) and value > _SMALL:
+            yield shown(f"{name}={value}")

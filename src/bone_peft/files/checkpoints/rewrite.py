@@ -11,6 +11,7 @@ from typing import IO, BinaryIO
 import torch
 from torch import Tensor
 
+from bone_peft.errors import BoneError
 from bone_peft.io import SafetensorsFile, StoredTensor, TorchFile
 from bone_peft.io.safetensors_file import header_bytes
 from bone_peft.io.stored import row_major
@@ -72,19 +73,27 @@ def rewrite_torch(source: TorchFile, out: Path, edits: Mapping[str, Edit], wrote
                 inside = {
                     name: stored
                     for name, stored in source.tensors.items()
-                    if name in edits and start <= stored.offset < start + entry.file_size
+                    if start <= stored.offset < start + entry.file_size
                 }
                 info = zipfile.ZipInfo(entry.filename)
                 info.file_size = entry.file_size
                 # torch maps records of 64-byte alignment, and fills up with an extra field as we do here.
                 info.extra = _padding(new.tell() + 30 + len(entry.filename.encode()) + _zip64(entry))
                 with written.open(info, "w") as record:
-                    if inside:
+                    if not edits.keys().isdisjoint(inside):
                         _write(record, _edited_record(old, start, entry.file_size, inside, edits), wrote)
                     else:
                         for block in _blocks(old, start, entry.file_size):
                             _write(record, block, wrote)
         sync(new)
+
+
+def write_torch(out: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int], None]) -> None:
+    """Write a new file of ``torch.save``."""
+    with open(out, "wb") as file:
+        torch.save(dict(tensors), file)
+        sync(file)
+    wrote(sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def write_pieces(file: BinaryIO, pieces: Iterable[Tensor], wrote: Callable[[int], None]) -> None:
@@ -123,22 +132,32 @@ def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
 def _edited_record(
     file: BinaryIO, start: int, length: int, inside: Mapping[str, StoredTensor], edits: Mapping[str, Edit]
 ) -> memoryview:
-    """The bytes of one storage, with the tensors that lie in it changed."""
+    """The bytes of one storage, with the tensors that lie in it changed.
+
+    Raises:
+        BoneError: tensors share bytes, and are not to become the same.
+    """
     file.seek(start)
-    record = torch.frombuffer(bytearray(file.read(length)), dtype=torch.uint8)
+    old = torch.frombuffer(bytearray(file.read(length)), dtype=torch.uint8)
+    new = old.clone() if len(inside) > 1 else old
+    edited = {n: edits[n].whole(Held(_view(old, stored, start))) for n, stored in inside.items() if n in edits}
+    for name, tensor in edited.items():
+        _view(new, inside[name], start).copy_(tensor)
     for name, stored in inside.items():
-        begin = stored.offset - start
-        view = record[begin : begin + stored.nbytes].view(stored.dtype or torch.uint8)
-        stride = stored.stride or row_major(stored.shape)
-        target = torch.as_strided(view, stored.shape, stride, view.storage_offset())
-        row = 0
-        for piece in edits[name].pieces(Held(target)):
-            if piece.ndim:
-                target[row : row + len(piece)] = piece
-                row += len(piece)
-            else:
-                target.copy_(piece)
-    return memoryview(record.numpy())  # type: ignore[arg-type]
+        wanted = edited[name] if name in edited else _view(old, stored, start)
+        if not torch.equal(as_bytes(_view(new, stored, start)), as_bytes(wanted)):
+            raise BoneError(
+                f"{stored.path} holds {name} in the same bytes as another tensor, and merging changes only one of "
+                "them: save the base as safetensors first, with save_pretrained()."
+            )
+    return memoryview(new.numpy())  # type: ignore[arg-type]
+
+
+def _view(record: Tensor, stored: StoredTensor, start: int) -> Tensor:
+    """A tensor of a storage, as a part of its bytes. ``start`` is where the storage lies in the file."""
+    begin = stored.offset - start
+    view = record[begin : begin + stored.nbytes].view(stored.dtype or torch.uint8)
+    return torch.as_strided(view, stored.shape, stored.stride or row_major(stored.shape), view.storage_offset())
 
 
 def _zip64(entry: zipfile.ZipInfo) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bone_peft.errors import BoneError
 from bone_peft.method import BoneConfig, BoneLayer
-from bone_peft.method.variants import parameter_names
+from bone_peft.method.variants import Params, parameter_names
 
 from ..adapters import Adapter
 from ..adapters.peft_folder import PREFIX, split
@@ -25,9 +25,15 @@ def adapter_of(model: PeftModel, adapter_name: str = "default") -> Adapter:
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if not isinstance(config, BoneConfig):
         raise BoneError(f"The model has no Bone adapter {adapter_name!r}: is it a PeftModel with a BoneConfig?")
+    # Files know of no scale, so it goes into the tensors.
+    layers: dict[str, Params] = {
+        name: {key: tensor.detach().cpu().clone() for key, tensor in layer._scaled(adapter_name).items()}
+        for name, layer in LiveBase(model).layers.items()
+        if adapter_name in layer.bone_variant
+    }
     tensors: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter_name)
     own = {name.removeprefix(PREFIX): tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    layers, whole = split(own, {name: name for name in parameter_names()})
+    _, whole = split(own, {name: name for name in parameter_names()})
     return Adapter(config, layers, whole).checked("the model")
 
 
