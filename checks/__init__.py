@@ -1,0 +1,1 @@
+"""The long checks, run before a release."""

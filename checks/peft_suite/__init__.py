@@ -1,0 +1,1 @@
+"""PEFT's own tests, run with Bone in them."""
