@@ -15,6 +15,12 @@ from ...models import llama
 from .layers import DEVICE, HALF, distance
 
 
+@pytest.fixture(autouse=True)
+def _no_run_is_open():
+    """Other tests end runs by errors, and what is open then goes when that module runs again."""
+    shared._runs.now.clear()
+
+
 def activation(*shape):
     return torch.randn(*shape, requires_grad=True).mul(2)
 
