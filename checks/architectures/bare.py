@@ -63,6 +63,7 @@ def usage_of(model: nn.Module, inputs: Inputs) -> Usage:
     layers = linear_layers(model)
     called: set[str] = set()
     for name, layer in layers.items():
+        layer.weight = nn.Parameter(layer.weight.detach().clone())  # It may be another layer's as well.
         layer.register_forward_hook(lambda *_, name=name: called.add(name))
     loss_of(run(model, inputs)).backward()
     used = {name for name, layer in layers.items() if layer.weight.grad is not None and layer.weight.grad.any()}

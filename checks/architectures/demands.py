@@ -89,7 +89,9 @@ def every_layer_gets_a_gradient(tried: Adapted) -> Findings:
     for mode in ("training", "evaluation"):
         with tried.training() if mode == "training" else nullcontext():
             tried.model.zero_grad()
-            loss_of(tried.run()).backward()
+            output = tried.run()
+            if output.requires_grad:
+                loss_of(output).backward()
             for name in tried.used():
                 gradients = [tensor.grad for tensor in tried.tensors[name]]
                 learned = all(g is not None and g.any() and g.isfinite().all() for g in gradients)

@@ -43,8 +43,9 @@ def _ids(random: torch.Generator, rows: int = 2) -> Tensor:
 def _text(model: PreTrainedModel, wanted: set[str], random: torch.Generator) -> Inputs:
     config = model.config
     ids = _ids(random, 2 * config.num_codebooks if "musicgen" in config.model_type else 2)
-    if getattr(config, "is_encoder_decoder", False) and isinstance(config.eos_token_id, int):
-        ids[:, -1] = config.eos_token_id  # Some classify by it.
+    end = getattr(config, "eos_token_id", None)
+    if getattr(config, "is_encoder_decoder", False) and isinstance(end, int):
+        ids[:, -1] = end  # Some classify by it.
     inputs: Inputs = {"input_ids": ids}
     if "use_cache" in wanted:
         inputs["use_cache"] = False
@@ -77,7 +78,7 @@ def _pixels(config: Any, wanted: set[str]) -> tuple[int, ...]:
     size = size if isinstance(size, int) else size[0]
     if config.model_type == "llava_next":
         return 1, 5, channels, size, size  # the image, and four parts of it
-    if config.model_type.startswith(("idefics", "smolvlm")):
+    if config.model_type.startswith(("idefics", "smolvlm", "modernvbert", "ultravbert")):
         return 1, 1, channels, size, size
     return 1 if "input_ids" in wanted else 2, channels, size, size
 
@@ -100,7 +101,8 @@ def _text_with_image(model: PreTrainedModel, inputs: Inputs, wanted: set[str]) -
     count = features.numel() // features.shape[-1]
     ids = torch.cat([text[:, :4], torch.full((1, count), token), text[:, 4:]], 1)
     types = (ids == token).long()
-    return {"input_ids": ids} | {k: types for k in ("token_type_ids", "mm_token_type_ids") if k in wanted}
+    decoded = {k: v[:1] for k, v in inputs.items() if k == "decoder_input_ids"}
+    return {"input_ids": ids} | decoded | {k: types for k in ("token_type_ids", "mm_token_type_ids") if k in wanted}
 
 
 def _spectrogram(config: Any) -> tuple[int, ...]:

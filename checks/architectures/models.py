@@ -42,8 +42,8 @@ def _random(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Pre
             if not parameter.is_floating_point():
                 continue
             if parameter.ndim > 1:
-                keeping = parameter[0].numel() ** -0.5
-                nn.init.normal_(parameter, std=keeping if id(parameter) in convolutions else 0.1)
+                std = parameter[0].numel() ** -0.5 if id(parameter) in convolutions else 0.1
+                nn.init.normal_(parameter, std=std)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
