@@ -39,7 +39,7 @@ class Adapted:
         warnings: what was said while the adapters were put in.
 
     Raises:
-        BoneError: if the model is refused, at once or when it runs for the first time.
+        BoneError: if the model is refused, at once or when it runs or trains for the first time.
     """
 
     def __init__(self, base: PreTrainedModel, inputs: Inputs, usage: Usage, config: BoneConfig) -> None:
@@ -61,6 +61,8 @@ class Adapted:
         self._start = self.values()
         with torch.no_grad():
             self.start = self.run()
+        with self.training():
+            self.run()
 
     def run(self) -> Tensor:
         return run(self.model, self.inputs)

@@ -1,5 +1,7 @@
 """Layers whose weight the model reads, layers that are no linear layers after all, and layers that nothing reaches."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -15,6 +19,8 @@ from transformers import (
     RwkvForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
 )
 
 from bone_peft import BoneConfig, BoneError
@@ -25,8 +31,8 @@ from ...models import ALL_VARIANTS, config_for, llama, randomize
 variants = pytest.mark.parametrize("variant", ALL_VARIANTS)
 
 
-def config(variant, targets, **options):
-    return config_for(variant, target_modules=targets, task_type=None, **options)
+def config(variant, targets, task_type=None, **options):
+    return config_for(variant, target_modules=targets, task_type=task_type, **options)
 
 
 class Attention(nn.Module):
@@ -57,8 +63,10 @@ def encoder():
 
 MODELS = {
     "MultiheadAttention": (Attention, ["out_proj"]),
+    "MultiheadAttention whole": (Attention, ["attention"]),
     "a weight that is read": (Reader, ["project"]),
     "TransformerEncoder": (encoder, ["linear1", "linear2", "out_proj"]),
+    "TransformerEncoder whole": (encoder, ["linear1", "linear2", "self_attn"]),
 }
 
 
@@ -88,6 +96,48 @@ def test_an_adapter_on_a_weight_that_is_read_counts(variant, kind):
         torch.testing.assert_close(model(x), live, atol=1e-5, rtol=1e-5)
         model.unmerge_adapter()
         torch.testing.assert_close(model(x), live, atol=1e-5, rtol=1e-5)
+
+
+@variants
+def test_multihead_attention_is_what_it_was_once_it_is_merged(variant, tmp_path):
+    base = Attention()
+    bare = copy.deepcopy(base)
+    x = torch.randn(2, 5, 32)
+    model = get_peft_model(base, config(variant, ["attention"])).eval()
+    adapted = {name.split(".bone_")[0].split(".")[-1] for name, _ in model.named_parameters() if ".bone_" in name}
+    assert adapted == {"in_proj", "out_proj"}
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path)
+    again.add_adapter("second", config(variant, ["attention"]))
+    again.delete_adapter("second")
+    with torch.no_grad():
+        live = model(x)
+        torch.testing.assert_close(again(x), live)
+        merged = model.merge_and_unload()
+        torch.testing.assert_close(merged(x), live, atol=1e-5, rtol=1e-5)
+    assert list(merged.state_dict()) == list(bare.state_dict())
+    assert [name for name, _ in merged.named_parameters()] == [name for name, _ in bare.named_parameters()]
+    assert type(merged.attention) is nn.MultiheadAttention
+    unloaded = again.unload()
+    for name, tensor in bare.state_dict().items():
+        assert torch.equal(unloaded.state_dict()[name], tensor), name
+
+
+def test_multihead_attention_of_several_sizes_is_refused():
+    base = nn.Sequential(nn.MultiheadAttention(32, 4, kdim=16), nn.Linear(32, 32))
+    with pytest.raises(BoneError, match=r"0 is a MultiheadAttention, .* one size"):
+        get_peft_model(base, config("bone", ["0", "1"]))
+    assert type(base[1]) is nn.Linear
+
+
+def test_a_refused_attention_is_what_it_was():
+    base = nn.Sequential(nn.MultiheadAttention(32, 4), nn.Conv2d(3, 3, 3))
+    names = list(base.state_dict())
+    with pytest.raises(BoneError, match="1 is a Conv2d"):
+        get_peft_model(base, config("bone", ["0", "1"]))
+    assert type(base[0]) is nn.MultiheadAttention
+    assert list(base.state_dict()) == names
 
 
 def mamba():
@@ -153,7 +203,86 @@ def test_the_first_run_finds_what_nothing_told(train):
         model(torch.randn(2, 32))
     model = get_peft_model(Hidden(), config("bone", "all-linear", exclude_modules=["second"]))
     model(torch.randn(2, 32))
-    assert not any("first run" in str(key) for module in model.modules() for key in module._forward_hooks)
+    assert not any("_FIRST_RUN" in str(key) for module in model.modules() for key in module._forward_hooks)
+
+
+class Reversible(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            ctx.layer(x).backward(gradient)
+        return x.grad, None
+
+
+class Reversing(nn.Module):
+    """Learns, and what is before its head learns only where the input of it does, as in Reformer."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer, self.head = nn.Embedding(8, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, ids):
+        return self.head(Reversible.apply(self.embedding(ids), self.layer))
+
+
+def test_the_first_training_finds_what_has_no_gradient():
+    ids = torch.tensor([[1, 2, 3]])
+    model = get_peft_model(Reversing(), config("bone", "all-linear"))
+    model.eval()(ids)
+    with torch.no_grad():
+        model.train()(ids)
+    copy.deepcopy(model)
+    pickle.dumps(model.base_model.model._forward_hooks)
+    with pytest.raises(BoneError, match=r"No gradient reaches the adapter of layer: .*enable_input_require_grads"):
+        model(ids)
+
+    model = get_peft_model(Reversing(), config("bone", "all-linear"))
+    model.embedding.register_forward_hook(lambda _, __, output: output.requires_grad_())
+    model(ids).sum().backward()
+    assert all(p.grad.any() for name, p in model.named_parameters() if ".bone_" in name)
+    assert not any("_FIRST" in str(key) for module in model.modules() for key in module._forward_hooks)
+
+
+def test_a_layer_that_is_trained_whole_has_no_adapter(tmp_path):
+    settings = DistilBertConfig(vocab_size=64, dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    with pytest.warns(UserWarning, match=r"pre_classifier \(is trained whole, since its name ends with 'classifier'"):
+        model = get_peft_model(
+            DistilBertForSequenceClassification(settings), config("bone", "all-linear", task_type="SEQ_CLS")
+        )
+    model.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(DistilBertForSequenceClassification(settings), tmp_path)
+    with pytest.raises(BoneError, match="pre_classifier is trained whole"):
+        get_peft_model(
+            DistilBertForSequenceClassification(settings),
+            config("bone", ["pre_classifier"], task_type="SEQ_CLS"),
+        )
+
+
+def test_a_model_without_embeddings_saves_the_adapter_of_its_head(tmp_path):
+    settings = Wav2Vec2Config(
+        vocab_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        conv_dim=[32], conv_kernel=[3], conv_stride=[2], num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    base = Wav2Vec2ForCTC(settings)
+    model = get_peft_model(copy.deepcopy(base), config("bone", ["lm_head", "q_proj"])).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(base, tmp_path).eval()
+    x = torch.randn(1, 200)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x).logits, model(x).logits)
 
 
 class Pair(nn.Linear):

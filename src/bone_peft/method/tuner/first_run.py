@@ -1,70 +1,154 @@
-"""A net for models that nobody has seen: the first time that one runs, is an adapter passed by?"""
+"""A net for models that nobody has seen: the first time that one runs, or trains, is an adapter passed by?"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
 
 from .layer import BoneLayer
 
-_KEY: Any = "bone_peft first run"
+Layers = dict[str, BoneLayer]
 
 
-class _Seen(threading.local):
-    """The layers that were called, and whose weight was read, in the run that is watched in this thread."""
+class _Watch(threading.local):
+    """Looks at one run of a model, in the thread that it is in.
 
-    def __init__(self) -> None:
-        self.handles: list[Any] = []
-        self.called: set[int] = set()
-        self.read: set[int] = set()
+    Args:
+        variable: of this file, that holds it: models are copied and pickled with their hooks.
+    """
 
-    def start(self, layers: list[BoneLayer]) -> None:
-        self.stop()
-        self.called, self.read = set(), set()
-        for layer in layers:
+    def __init__(self, variable: str) -> None:
+        self.variable = variable
+        self.key: Any = f"bone_peft {variable}"
+        self._handles: list[Callable[[], None]] = []
+
+    def __reduce__(self) -> str:
+        return self.variable
+
+    def begin(self, model: nn.Module, _: Any) -> None:
+        if torch.compiler.is_compiling() or not self.concerns(model):
+            return
+        self._stop()
+        self.start(model, _layers(model))
+
+    def end(self, model: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling() or not self._handles:
+            return
+        self._stop()
+        model._forward_pre_hooks.pop(self.key, None)
+        model._forward_hooks.pop(self.key, None)
+        self.judge(_layers(model))
+
+    def until_the_end(self, undo: Callable[[], None]) -> None:
+        self._handles.append(undo)
+
+    def on_call(self, layers: Layers, note: Callable[[BoneLayer], None]) -> None:
+        for layer in layers.values():
             module: Any = layer
-            self.handles.append(module.register_forward_pre_hook(lambda m, _: self.called.add(id(m))))
-            layer.on_read = lambda layer: self.read.add(id(layer))
+            self.until_the_end(module.register_forward_pre_hook(lambda m, _: note(m)).remove)
 
-    def stop(self) -> None:
-        while self.handles:
-            self.handles.pop().remove()
+    def _stop(self) -> None:
+        while self._handles:
+            self._handles.pop()()
+
+    def concerns(self, model: nn.Module) -> bool:
+        """Whether this run tells."""
+        return True
+
+    def start(self, model: nn.Module, layers: Layers) -> None:
+        raise NotImplementedError
+
+    def judge(self, layers: Layers) -> None:
+        raise NotImplementedError
 
 
-_seen = _Seen()
+class _PassedBy(_Watch):
+    """Is a layer's weight read, and the layer never called?"""
+
+    def start(self, model: nn.Module, layers: Layers) -> None:
+        self.called: set[BoneLayer] = set()
+        self.read: set[BoneLayer] = set()
+        self.on_call(layers, self.called.add)
+        for layer in layers.values():
+            layer.on_read = self.read.add
+            self.until_the_end(partial(setattr, layer, "on_read", None))
+
+    def judge(self, layers: Layers) -> None:
+        if names := [name for name, layer in layers.items() if layer in self.read - self.called]:
+            raise BoneError(
+                f"This model reads the weight of {_listed(names)} without calling the layer, so the adapter there has "
+                "no effect: name it in exclude_modules."
+            )
+
+
+class _WithoutGradient(_Watch):
+    """Does a model call layers within functions of its own, which learn nothing from frozen inputs?
+
+    Reversible layers and reentrant checkpoints compute without autograd, and again in their backward, which comes only
+    if their input asks for a gradient.
+    """
+
+    def concerns(self, model: nn.Module) -> bool:
+        return model.training and torch.is_grad_enabled()
+
+    def start(self, model: nn.Module, layers: Layers) -> None:
+        self.with_grad: set[BoneLayer] = set()
+        self.without: set[BoneLayer] = set()
+        self.inputs_ask = False
+        self.on_call(layers, self._note)
+        if (embedding := _input_embedding(model)) is not None:
+            self.until_the_end(embedding.register_forward_hook(self._embedded).remove)
+
+    def _note(self, layer: BoneLayer) -> None:
+        (self.with_grad if torch.is_grad_enabled() else self.without).add(layer)
+
+    def _embedded(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.inputs_ask |= isinstance(output, Tensor) and output.requires_grad
+
+    def judge(self, layers: Layers) -> None:
+        mute = self.without - self.with_grad
+        names = [name for name, layer in layers.items() if layer in mute and _is_trained(layer)]
+        if names and not self.inputs_ask:
+            raise BoneError(
+                f"No gradient reaches the adapter of {_listed(names)}: this model computes it without autograd "
+                "(in reversible layers, or a reentrant checkpoint), and takes the gradient only where its input asks "
+                "for one. Call model.enable_input_require_grads() before training, or name it in exclude_modules."
+            )
+
+
+_FIRST_RUN = _PassedBy("_FIRST_RUN")
+_FIRST_TRAINING = _WithoutGradient("_FIRST_TRAINING")
 
 
 def watch_first_run(model: nn.Module) -> None:
-    """Have the next run of ``model`` looked at."""
-    model._forward_pre_hooks[_KEY] = _begin
-    model._forward_hooks[_KEY] = _end
+    """Have the next run of ``model`` looked at, and the next one in training."""
+    for watch in (_FIRST_RUN, _FIRST_TRAINING):
+        model._forward_pre_hooks[watch.key] = watch.begin
+        model._forward_hooks[watch.key] = watch.end
 
 
-def _layers(model: nn.Module) -> dict[str, BoneLayer]:
+def _is_trained(layer: Any) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _layers(model: nn.Module) -> Layers:
     return {name: module for name, module in model.named_modules() if isinstance(module, BoneLayer)}
 
 
-def _begin(model: nn.Module, _: Any) -> None:
-    if not torch.compiler.is_compiling():
-        _seen.start(list(_layers(model).values()))
+def _input_embedding(model: Any) -> nn.Module | None:
+    try:
+        found: Any = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
-def _end(model: nn.Module, *_: Any) -> None:
-    if torch.compiler.is_compiling() or not _seen.handles:
-        return
-    _seen.stop()
-    del model._forward_pre_hooks[_KEY], model._forward_hooks[_KEY]
-    layers = _layers(model)
-    for layer in layers.values():
-        layer.on_read = None
-    passed_by = [name for name, layer in layers.items() if id(layer) in _seen.read - _seen.called]
-    if passed_by:
-        raise BoneError(
-            f"This model reads the weight of {', '.join(passed_by[:3])}{' and others' if len(passed_by) > 3 else ''} "
-            "without calling the layer, so the adapter there has no effect: name it in exclude_modules."
-        )
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"

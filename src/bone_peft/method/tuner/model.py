@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
 
+from . import attention
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
 from .siblings import watch
-from .targets import also_excluded, use_of, why_not, why_not_in
+from .targets import also_excluded, trained_whole, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
 from .tied_weights import check_ties, input_embedding_name, is_named, mark_shared, note_untied
 from .weighted import add_weighted_adapter
@@ -135,6 +136,11 @@ class BoneModel(BaseTuner):
 
     # Files
 
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        # PEFT asks for them when it saves, and speech models have none.
+        return partial(_or_none, value) if name == "get_input_embeddings" else value
+
     @classmethod
     def _get_adapter_state_dict(
         cls,
@@ -202,11 +208,16 @@ class BoneModel(BaseTuner):
     ) -> None:
         pattern = get_pattern_key(list(peft_config.rank_pattern), current_key)
         r = peft_config.layer_size(peft_config.rank_pattern.get(pattern))
+        if attention.has_in_projection(target):
+            adapt = partial(self._adapt, peft_config, adapter_name, parent=target)
+            for name, layer in attention.projections(target).items():
+                adapt(target=layer, target_name=name, current_key=f"{current_key}.{name}")
+            return
         if isinstance(target, BoneLayer):
             with _naming(current_key):
                 target.update_layer(adapter_name, r, config=peft_config)
             return
-        refusal = why_not(target) or why_not_in(self.model, current_key)
+        refusal = why_not(target) or why_not_in(self.model, current_key) or trained_whole(peft_config, current_key)
         if refusal is not None:
             raise BoneError(f"{current_key} {refusal}.")
         with _naming(current_key):
@@ -219,6 +230,8 @@ class BoneModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, BoneLayer):
             super()._replace_module(parent, child_name, new_module, child)
+        elif isinstance(new_module, attention.InProjection):
+            attention.put_back(parent, new_module)
         else:
             # What is put back has all its parts; PEFT would ask it for a weight, and a head may have none.
             setattr(parent, child_name, new_module)
@@ -309,6 +322,13 @@ def _naming(key: str) -> Iterator[None]:
         raise BoneError(f"{key}: {str(error).rstrip('.')}.") from None
 
 
+def _or_none(get: Any) -> Any:
+    try:
+        return get()
+    except NotImplementedError:
+        return None
+
+
 def _take_out(model: nn.Module, adapter_name: str) -> None:
     """Undo an injection that failed half way."""
     layers = [(key, module) for key, module in model.named_modules() if isinstance(module, BoneLayer)]
@@ -318,4 +338,7 @@ def _take_out(model: nn.Module, adapter_name: str) -> None:
                 del getattr(layer, attribute)[adapter_name]
         if not layer.bone_variant:
             parent, _, name = _get_submodules(model, key)
-            setattr(parent, name, layer.base_layer)
+            if isinstance(layer.base_layer, attention.InProjection):
+                attention.put_back(parent, layer.base_layer)
+            else:
+                setattr(parent, name, layer.base_layer)

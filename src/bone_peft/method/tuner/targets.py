@@ -18,6 +18,8 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .attention import InProjection
+
 _PLAIN = (nn.Linear.forward, Conv1D.forward)
 
 
@@ -29,8 +31,9 @@ def why_not(module: nn.Module) -> str | None:
         return None
     if not isinstance(base, (nn.Linear, Conv1D)):
         return (
-            f"is a {type(base).__name__}, and Bone adapts linear layers (torch.nn.Linear, Conv1D, or quantized): take "
-            "it out of target_modules, or name it in exclude_modules"
+            f"is a {type(base).__name__}, and Bone adapts linear layers (torch.nn.Linear, Conv1D, or quantized; and "
+            "torch.nn.MultiheadAttention whose query, key and value have one size): take it out of target_modules, or "
+            "name it in exclude_modules"
         )
     if backend is None and type(base).forward not in _PLAIN and not _computes_what_linear_does(base):
         return (
@@ -71,6 +74,8 @@ class Use:
 
 def use_of(parent: nn.Module, name: str) -> Use:
     """How the code of ``parent`` uses its child ``name``, as far as it tells."""
+    if isinstance(getattr(parent, name), InProjection):
+        return Use(read=True, called=False)
     kind: Any = type(parent)
     read, called = _uses(kind)
     return Use(name in read, name in called or name not in read)
@@ -138,6 +143,14 @@ def why_not_in(model: Any, key: str) -> str | None:
             "set model.config.rescale_every = 0 first"
         )
     return None
+
+
+def trained_whole(config: Any, key: str) -> str | None:
+    """Why the layer ``key`` needs no adapter, likewise: PEFT trains all whose names end so."""
+    whole = next((name for name in config.modules_to_save or () if key.endswith(name)), None)
+    if whole is None:
+        return None
+    return f"is trained whole, since its name ends with {whole!r} of modules_to_save: name it in exclude_modules"
 
 
 def also_excluded(exclude_modules: Any, names: Iterable[str]) -> Any:
