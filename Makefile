@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-rwkv test lint clean
+.PHONY: demo demo-rwkv test check-all lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (about 5 minutes on two cores)"
 	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 3 minutes)"
 	@echo "make test   run the test suite"
+	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, fuzzing (half an hour)"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"
 
@@ -29,6 +30,13 @@ demo-rwkv: $(READY)
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# Each says what it found in a file that is kept, and fails if that is a fault.
+check-all: SHELL := /bin/bash -o pipefail
+check-all: $(READY)
+	$(BIN)/python -m checks.peft_suite | tee checks/last/peft_suite.txt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.architectures --again --table docs/architectures.md
+	$(BIN)/python -m fuzz.run --count 10000 | tee checks/last/fuzz.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ def run_pytest(suite: Suite, hub: Path, record: Path, expression: str, processes
     }
     files = [f"tests/{name}" for name in suite.files]
     command = [sys.executable, "-m", "pytest", *options, *files]
-    code = subprocess.run(command, cwd=suite.folder, env=environment, check=False).returncode
+    code = subprocess.run(command, cwd=suite.folder, env=environment, stdout=sys.stderr, check=False).returncode
     if code == _NOTHING:
         raise BoneError(f"No test in {', '.join(suite.files)} matches {expression!r}: give another -k.")
     if code not in (_PASSED, _FAILED):

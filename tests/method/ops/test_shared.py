@@ -7,18 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from peft import get_peft_model
 
 from bone_peft.method.ops import shared
 from bone_peft.method.ops.shared import with_block_sum
 
-from ...models import llama
+from ...models import config_for, llama
 from .layers import DEVICE, HALF, distance
-
-
-@pytest.fixture(autouse=True)
-def _no_run_is_open():
-    """Other tests end runs by errors, and what is open then goes when that module runs again."""
-    shared._runs.now.clear()
 
 
 def activation(*shape):
@@ -52,7 +47,22 @@ def test_nothing_is_remembered_between_runs_or_outside_of_them():
     assert not shared._runs.now
 
 
-def test_an_error_leaves_nothing_open():
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_an_error_leaves_nothing_open(checkpoints):
+    """A checkpoint ends its second run by one, as soon as it has what backward needs."""
+    model = get_peft_model(llama(), config_for("bone", target_modules="all-linear"))
+    if checkpoints:
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    else:
+        down = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
+        down.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(torch.tensor([[1, 2, 3]]))
+    assert not shared._runs.now
+
+
+def test_an_interruption_leaves_nothing_open_for_long():
     outer, inner = object(), object()
     shared.opened(outer, None)
     shared.opened(inner, None)

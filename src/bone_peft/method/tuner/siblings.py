@@ -20,6 +20,9 @@ def watch(model: nn.Module) -> None:
         if len(readers) > 1:
             parent._forward_pre_hooks[_KEY] = opened
             parent._forward_hooks[_KEY] = closed
+            # A checkpoint stops computing again by an error, as soon as it has what backward needs.
+            parent._forward_hooks_always_called[_KEY] = True
         else:
             parent._forward_pre_hooks.pop(_KEY, None)
             parent._forward_hooks.pop(_KEY, None)
+            parent._forward_hooks_always_called.pop(_KEY, None)
