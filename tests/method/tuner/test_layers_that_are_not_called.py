@@ -157,6 +157,32 @@ def test_mamba(variant, tmp_path):
     torch.testing.assert_close(model(ids).logits, live, atol=1e-5, rtol=1e-5)
 
 
+class Selecting(nn.Module):
+    """Chooses what to attend to, and does not learn to, as DeepSeek's indexer."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.rank, self.value = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    @torch.no_grad()
+    def choose(self, x):
+        return self.score(x) > 0
+
+    def forward(self, x):
+        with torch.no_grad():
+            ranks = self.rank(x) * self.choose(x)
+        return self.value(x) * ranks
+
+
+def test_layers_without_autograd_learn_nothing():
+    assert [use_of(Selecting(), name).learns for name in ("score", "rank", "value")] == [False, False, True]
+    with pytest.warns(UserWarning, match=r"leaves out 2 layers of this model: score, rank \(this model comp"):
+        model = get_peft_model(Selecting(), config("bone", "all-linear"))
+    model(torch.randn(2, 32)).sum().backward()
+    with pytest.raises(BoneError, match="score: this model computes it without autograd"):
+        get_peft_model(Selecting(), config("bone", ["score", "value"]))
+
+
 def test_what_the_code_of_a_model_tells():
     assert use_of(nn.MultiheadAttention(32, 4), "out_proj") == Use(read=True, called=False)
     assert use_of(nn.TransformerEncoderLayer(32, 4), "linear1") == Use(read=True, called=True)

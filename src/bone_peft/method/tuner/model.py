@@ -222,6 +222,11 @@ class BoneModel(BaseTuner):
             raise BoneError(f"{current_key} {refusal}.")
         with _naming(current_key):
             use = use_of(parent, target_name)
+            if not use.learns:
+                raise BoneError(
+                    "this model computes it without autograd (torch.no_grad), so an adapter there learns nothing: name "
+                    "it in exclude_modules"
+                )
             layer = BoneLinear(target, adapter_name, r, config=peft_config, use=use, **get_quantization_kwargs(self))
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)

@@ -66,10 +66,12 @@ class Use:
     Attributes:
         read: its weight is taken, and multiplied by what the layer does not see.
         called: it is called.
+        learns: some of this is within autograd.
     """
 
     read: bool
     called: bool
+    learns: bool = True
 
 
 def use_of(parent: nn.Module, name: str) -> Use:
@@ -77,8 +79,9 @@ def use_of(parent: nn.Module, name: str) -> Use:
     if isinstance(getattr(parent, name), InProjection):
         return Use(read=True, called=False)
     kind: Any = type(parent)
-    read, called = _uses(kind)
-    return Use(name in read, name in called or name not in read)
+    found = {(use.is_call, use.learns) for use in _uses(kind) if use.name == name}
+    read, called = any(not is_call for is_call, _ in found), any(is_call for is_call, _ in found)
+    return Use(read, called or not read, learns=not found or any(learns for _, learns in found))
 
 
 # Where weights are made, not used.
@@ -88,11 +91,22 @@ _LABELS = {"dtype", "device", "shape", "size", "ndim", "dim", "numel", "is_cuda"
 _QUESTIONS = {"isinstance", "hasattr", "getattr", "type", "id"}
 
 
+_WITHOUT_GRADIENT = {"no_grad", "inference_mode"}
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """``self.name(...)``, or else ``self.name.weight``; within autograd or not."""
+
+    name: str
+    is_call: bool
+    learns: bool
+
+
 @cache
-def _uses(cls: Any) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the children whose weight the methods of ``cls`` read, and of those that they call."""
-    read: set[str] = set()
-    called: set[str] = set()
+def _uses(cls: Any) -> frozenset[_Mention]:
+    """What the methods of ``cls`` do with its children."""
+    found: set[_Mention] = set()
     for base in cls.__mro__:
         if not issubclass(base, nn.Module) or base is nn.Module:
             continue
@@ -102,24 +116,36 @@ def _uses(cls: Any) -> tuple[frozenset[str], frozenset[str]]:
             continue
         for method in ast.walk(tree):
             if isinstance(method, ast.FunctionDef) and method.name not in _SETUP:
-                for name, is_call in _mentions(method):
-                    (called if is_call else read).add(name)
-    return frozenset(read), frozenset(called)
+                found.update(_mentions(method))
+    return frozenset(found)
 
 
-def _mentions(node: ast.AST) -> Iterator[tuple[str, bool]]:
-    """``(name, True)`` for each ``self.name(...)`` in ``node``, ``(name, False)`` for each ``self.name.weight``."""
+def _mentions(node: ast.AST, learns: bool = True) -> Iterator[_Mention]:
     if isinstance(node, ast.Attribute) and node.attr in _LABELS and _own_weight(node.value) is not None:
         return
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _QUESTIONS:
         return
+    around: list[ast.expr] = []
+    if isinstance(node, ast.FunctionDef):
+        around = node.decorator_list
+    elif isinstance(node, ast.With):
+        around = [item.context_expr for item in node.items]
+    learns = learns and not any(map(_is_without_gradient, around))
     weight = _own_weight(node)
     if weight is not None and isinstance(getattr(node, "ctx", None), ast.Load):
-        yield weight, False
+        yield _Mention(weight, is_call=False, learns=learns)
     if isinstance(node, ast.Call) and (name := _own(node.func)) is not None:
-        yield name, True
+        yield _Mention(name, is_call=True, learns=learns)
     for child in ast.iter_child_nodes(node):
-        yield from _mentions(child)
+        yield from _mentions(child, learns)
+
+
+def _is_without_gradient(expression: ast.expr) -> bool:
+    """Whether it is ``torch.no_grad()``, or the like, as a decorator or after ``with``."""
+    if isinstance(expression, ast.Call):
+        return not expression.args and _is_without_gradient(expression.func)
+    name = expression.attr if isinstance(expression, ast.Attribute) else getattr(expression, "id", "")
+    return name in _WITHOUT_GRADIENT
 
 
 def _own(node: Any) -> str | None:
