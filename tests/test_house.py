@@ -49,9 +49,11 @@ def test_the_library_needs_no_extra(wing):
     python(f"{blocked}\nfrom importlib import import_module\nfor name in {modules}: import_module(name)")
 
 
-def test_importing_the_package_imports_the_method_and_no_more():
-    loaded = python("import bone_peft, sys; print(*(name for name in sys.modules if name.startswith('bone_peft.')))")
-    wings = {name.split(".")[1] for name in loaded.split()}
+def test_importing_the_package_imports_nothing_and_with_peft_the_method():
+    ours = "*(name for name in sys.modules if name.startswith('bone_peft.') or name in ('torch', 'peft'))"
+    alone, *loaded = python(f"import sys, bone_peft; print({ours}); import peft; print({ours})").split("\n")
+    assert alone == ""
+    wings = {name.split(".")[1] for name in loaded[0].split() if "." in name}
     assert wings == {"errors", "method", "rwkv"}
 
 

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from bone_peft.errors import BoneError
 from bone_peft.io.whole import is_full_disk
 
-from . import bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
+from . import activate, bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
 from .console import speaks
 from .process import keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
@@ -55,7 +55,7 @@ def _main(
     keep_freed_memory()
 
 
-for command in (train, evaluate, merge, convert, inspect, estimate, bench, generate, demo):
+for command in (train, evaluate, merge, convert, inspect, estimate, bench, generate, demo, activate):
     command.add_to(app)
 
 

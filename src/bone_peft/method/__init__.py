@@ -1,7 +1,8 @@
-"""The mathematics of Bone and its plumbing to PEFT: all that ``import bone_peft`` needs."""
+"""The mathematics of Bone and its plumbing to PEFT: what makes Bone a method of PEFT."""
+
+import peft  # noqa: F401  (first: Bone is registered when this is done, and that comes back to this package)
 
 from .check import check
 from .tuner import BoneConfig, BoneLayer, BoneLinear, BoneModel
-from .tuner.register import register
 
-__all__ = ["BoneConfig", "BoneLayer", "BoneLinear", "BoneModel", "check", "register"]
+__all__ = ["BoneConfig", "BoneLayer", "BoneLinear", "BoneModel", "check"]

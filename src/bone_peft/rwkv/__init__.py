@@ -1,6 +1,6 @@
 """RWKV-7 (x070): its ``.pth`` checkpoints as Hugging Face models, and back. Needs the extra ``rwkv``."""
 
-from bone_peft.method import BoneModel
+from bone_peft.method.tuner import BoneModel
 
 from .pth_names import TARGETS
 
