@@ -23,7 +23,13 @@ def locked(path: Path) -> Iterator[bool]:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield _taken(descriptor)
+        taken = _taken(descriptor)
+        try:
+            if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                raise BusyError  # it was replaced before it was locked
+        except FileNotFoundError:
+            raise BusyError from None
+        yield taken
     finally:
         os.close(descriptor)
 

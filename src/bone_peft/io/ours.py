@@ -85,10 +85,9 @@ def manifest(folder: Path) -> set[str] | None:
     return {MANIFEST, *(path for path in listed if isinstance(path, str))}
 
 
-def write_manifest(folder: Path, files: Iterable[str]) -> None:
-    """Say that ``files`` are ours. The folder is not in use yet, or the manifest is new to it."""
-    content = {"about": _ABOUT, "files": sorted({*files} - {MANIFEST})}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def manifest_text(files: Iterable[str]) -> str:
+    """A manifest that says that ``files`` are ours, as paths in its folder."""
+    return json.dumps({"about": _ABOUT, "files": sorted({*files} - {MANIFEST})}, indent=1) + "\n"
 
 
 def _raise(error: OSError) -> None:

@@ -47,7 +47,8 @@ def keep_off(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
     if not place.exists():
         return
     for given in inputs:
-        if given is None or not os.path.exists(source := os.path.realpath(expanded(given))):
+        if given is None or not os.path.exists(expanded(given)):
             continue
-        if any(place.samefile(above) for above in (source, *Path(source).parents)):
+        source = real(given)
+        if any(place.samefile(above) for above in (source, *source.parents)):
             raise BoneError(f"{out} is or holds {given}, which is read: choose another place for the output.")

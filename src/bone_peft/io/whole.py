@@ -2,15 +2,15 @@
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bone_peft.errors import BoneError
 
 from .leftovers import clear, remove
-from .locks import locked
-from .ours import FileOf, FolderOf, entries, some, write_manifest
+from .locks import BusyError, locked
+from .ours import MANIFEST, FileOf, FolderOf, entries, manifest_text, some
 from .place import keep_off, real
 from .rename import aside, exchange, put
 
@@ -72,19 +72,13 @@ def whole_folder(target: str | Path, kind: FolderOf = _LISTED, *, replace: bool 
         BoneError: ``target`` is not free, or no longer, or the disk is full.
     """
     place = check_free(target, kind, replace=replace)
-    with full_disk_is_explained(target), parents_of(place):
-        staging = aside(place, "partial")
-        try:
-            staging.mkdir()
-            with locked(staging):
-                yield staging
-                write_manifest(staging, entries(staging))
-                if check_free(target, kind, replace=replace).exists():
-                    exchange(staging, place)
-                else:
-                    _put(staging, place, target)
-        finally:
-            remove(staging)
+    with full_disk_is_explained(target), parents_of(place), _beside(place, Path.mkdir) as staging:
+        yield staging
+        (staging / MANIFEST).write_text(manifest_text(entries(staging)), encoding="utf-8")
+        if check_free(target, kind, replace=replace).exists():
+            exchange(staging, place)
+        else:
+            _put(staging, place, target)
 
 
 @contextmanager
@@ -100,18 +94,12 @@ def whole_file(target: str | Path, kind: FileOf | None = None, *, replace: bool 
         BoneError: ``target`` is not free, or no longer, or the disk is full.
     """
     place = check_free(target, kind, replace=replace)
-    with full_disk_is_explained(target), parents_of(place):
-        staging = aside(place, "partial")
-        try:
-            staging.touch(exist_ok=False)
-            with locked(staging):
-                yield staging
-                if check_free(target, kind, replace=replace).exists():
-                    staging.replace(place)
-                else:
-                    _put(staging, place, target)
-        finally:
-            remove(staging)
+    with full_disk_is_explained(target), parents_of(place), _beside(place, Path.touch) as staging:
+        yield staging
+        if check_free(target, kind, replace=replace).exists():
+            staging.replace(place)
+        else:
+            _put(staging, place, target)
 
 
 @contextmanager
@@ -152,6 +140,22 @@ def parents_of(target: Path) -> Iterator[None]:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def _beside(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Something new beside ``place``: locked, so that nobody takes it for a leftover, and removed in the end."""
+    with ExitStack() as held:
+        while True:
+            staging = aside(place, "partial")
+            make(staging)
+            try:
+                held.enter_context(locked(staging))
+                break
+            except (BusyError, FileNotFoundError):  # somebody tidied up before it was locked
+                continue
+        held.callback(remove, staging)
+        yield staging
 
 
 def _put(staging: Path, place: Path, target: str | Path) -> None:

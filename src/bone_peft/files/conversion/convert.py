@@ -78,9 +78,9 @@ def convert(
     format_for(to, out, force=force, inputs=(given, base))
     found: Adapter
     at: Checkpoint | LiveBase | None
-    if given is not None:
-        found, format = read_adapter(given)
-        where, source = str(given), format.name
+    if isinstance(adapter, (str, Path)):
+        found, format = read_adapter(adapter)
+        where, source = str(adapter), format.name
         keep_off(out, (found.config.base_model_name_or_path,))
         at = _base(base, found) if to == "lora" or found.mini_r is not None or base is not None else None
     else:
