@@ -15,7 +15,7 @@ from .process import clean_up_when_terminated, keep_freed_memory, leave_full_dis
 
 
 class Sentences(TyperGroup):
-    """One sentence and exit code 2 for what the user can mend, 128 + n for signal n; anything else is our bug and shows."""
+    """One sentence and exit code 2 for what the user can mend, 128 + n for signal n; all else is our bug and shows."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

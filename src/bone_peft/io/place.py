@@ -21,6 +21,11 @@ def expanded(path: str | Path) -> Path:
         raise BoneError(f"There is no home folder for {path}: write the path out.") from None
 
 
+def with_home(name: str) -> str:
+    """A name as the user wrote it, with the home folder for ``~``. Other names stay as they are."""
+    return str(expanded(name)) if name.startswith("~") else name
+
+
 def real(path: str | Path) -> Path:
     """The place behind ``path``: a link is followed, whether or not its target exists.
 
@@ -51,4 +56,4 @@ def keep_off(out: str | Path, inputs: Iterable[str | Path | None]) -> None:
             continue
         source = real(given)
         if any(place.samefile(above) for above in (source, *source.parents)):
-            raise BoneError(f"{out} is or holds {given}, which is read: choose another place for the output.")
+            raise BoneError(f"{out} is or holds {given}, which is in use: choose another place for the output.")

@@ -49,6 +49,7 @@ def check_free(
     if place.is_dir() != isinstance(kind, FolderOf):
         there, coming = ("a folder", "a file") if place.is_dir() else ("a file", "a folder")
         raise BoneError(f"{target} is {there}, and {coming} is to be written there: choose another name.")
+    keep_off(target, (Path.cwd(),))
     strangers = [] if kind is None else kind.strangers(place)
     if strangers and isinstance(kind, FolderOf):
         raise BoneError(

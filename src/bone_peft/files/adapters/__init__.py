@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bone_peft.errors import BoneError
 from bone_peft.io.ours import FileOf, FolderOf
+from bone_peft.io.place import expanded
 from bone_peft.io.whole import check_free, whole_file, whole_folder
 
 from .adapter import Adapter, ShapeOf
@@ -28,7 +29,7 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     Raises:
         BoneError: nothing there that any format recognizes, or the file is unsound.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.exists():
         raise BoneError(f"There is no adapter at {path}: check the path.")
     for format in FORMATS.values():

@@ -15,6 +15,7 @@ import torch
 
 from bone_peft.errors import BoneError
 from bone_peft.io.ours import FileOf, FolderOf
+from bone_peft.io.place import with_home
 from bone_peft.io.whole import check_free, whole_file, whole_folder
 
 from ..adapters import read_adapter
@@ -69,7 +70,7 @@ def merge(
     """
     start = time.perf_counter()
     adapters = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
-    kind = MERGED_FILE if Path(base).suffix == ".pth" else merged(base)
+    kind = MERGED_FILE if Path(base).suffix == ".pth" else merged(with_home(base))
     if isinstance(kind, FileOf) and Path(out).suffix != ".pth":
         raise BoneError(f"A merged RWKV model is a .pth file: call the output {Path(out).name}.pth.")
     place = check_free(out, kind, replace=force, inputs=(base, *adapters))

@@ -120,8 +120,8 @@ class StopOnInterrupt(TrainerCallback):
         try:
             yield
         finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            for caught, handler in old.items():
+                signal.signal(caught, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if number == signal.SIGHUP:

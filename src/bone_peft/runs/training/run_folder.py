@@ -110,6 +110,8 @@ class RunFolder:
                 f"{self.place} holds {some(strangers)}, which its run did not write; move that away, or choose another "
                 "folder with --out."
             )
+        if force:
+            keep_off(self.place, (Path.cwd(),))
         if force and os.path.ismount(place):
             raise BoneError(f"{self.place} is a mount point, which cannot be replaced: choose a folder in it.")
 
