@@ -75,6 +75,7 @@ def train(
     from bone_peft.costs.bench.contestants import CONTESTANTS, Setting
     from bone_peft.costs.bench.training_step import Regime, measure
 
+    _check_files(json_file, chart_file, shape)
     device = _device(device)
     regime = Regime(shape, layers, batch, length, _dtype(dtype), device, compiled, checkpointing, rounds, steps)
     results = measure(regime, Setting(target or "all-linear", r, lora_r), only or list(CONTESTANTS), _say)
@@ -108,6 +109,7 @@ def infer(
     from bone_peft.costs.bench.contestants import Setting
     from bone_peft.costs.bench.inference import Regime, measure
 
+    _check_files(json_file, chart_file, shape)
     device = _device(device)
     regime = Regime(shape, layers, batch, prompt, tokens, _dtype(dtype), device, compiled, rounds)
     names = only or ["bone", "bone-merged", "bat-input", "bat", "bottleneck", "peft-lora-low", "peft-miss-low"]
@@ -119,6 +121,18 @@ def infer(
         from bone_peft.costs.bench.results import chart
 
         chart(chart_file, {n: row["decode"]["bases"] for n, row in results.items()}, how, "decoding speed / base")
+
+
+def _check_files(json_file: str | None, chart_file: str | None, shape: str) -> None:
+    """Said before the work."""
+    from bone_peft.costs.bench.results import RECORD
+    from bone_peft.costs.drawing import check_picture
+    from bone_peft.io.whole import check_free
+
+    if json_file is not None:
+        check_free(json_file, RECORD, replace=True, inputs=(shape,))
+    if chart_file is not None:
+        check_picture(chart_file, inputs=(shape,))
 
 
 def _device(name: str | None) -> str:

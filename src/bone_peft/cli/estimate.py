@@ -42,7 +42,7 @@ def estimate(
     batch_size: int = typer.Option(1, min=1, help="Rows of a step."),
     length: int = typer.Option(1024, min=1, help="Tokens of a row."),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Work out training memory."),
-    chart: str = typer.Option(None, metavar="FILE", help="Draw parameters over r into an .svg or .png file."),
+    chart: str = typer.Option(None, metavar="FILE", help="Draw parameters over r into an .svg, .png or .pdf file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     import json
@@ -51,9 +51,12 @@ def estimate(
     import torch
     from rich.console import Console
 
+    from bone_peft.costs.drawing import check_picture
     from bone_peft.costs.estimation import estimate as run
     from bone_peft.costs.estimation import write_chart
 
+    if chart is not None:
+        check_picture(chart, inputs=(model,))
     for name in (dtype, adapter_dtype):
         if name not in _DTYPES:
             raise BoneError(f"dtype {name!r} is unknown; choose one of {', '.join(_DTYPES)}.")

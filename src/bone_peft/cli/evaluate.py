@@ -1,8 +1,11 @@
 """``bone eval``."""
 
+import re
+
 import typer
 
 from bone_peft.errors import BoneError
+from bone_peft.io.ours import FileOf
 
 _HELP = """Loss and exact match on held-out rows: base against adapter against merged model.
 
@@ -16,6 +19,8 @@ _HELP = """Loss and exact match on held-out rows: base against adapter against m
 Loss is the mean over completion tokens (nats). Exact match compares the greedy answer with the expected text,
 both stripped.
 """
+
+_SCORES = FileOf(re.compile(rb'\{\s*"data":[\s\S]*?"scores":'))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,7 +44,7 @@ def evaluate(
     import json
     from dataclasses import asdict
 
-    from bone_peft.io.whole import whole_file
+    from bone_peft.io.whole import check_free, whole_file
     from bone_peft.runs.data import load_data
     from bone_peft.runs.evaluation import evaluate as run
     from bone_peft.runs.evaluation import subjects_of
@@ -51,6 +56,8 @@ def evaluate(
     subjects = subjects_of(base, adapter, merged)
     if not subjects:
         raise BoneError("There is nothing to score; give --base, with --adapter or without, or --merged.")
+    if json_file is not None:
+        check_free(json_file, _SCORES, replace=True, inputs=(data, base, adapter, merged))
     screen = console()
     with ScoringProgress(screen) as on_subject:
         scores = run(
@@ -63,6 +70,6 @@ def evaluate(
         )
     screen.print(score_table(scores))
     if json_file is not None:
-        with whole_file(json_file) as file:
+        with whole_file(json_file, _SCORES) as file:
             content = {"data": data, "scores": {name: asdict(score) for name, score in scores.items()}}
             file.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -1,5 +1,6 @@
 """``bone``: the commands, and the one place where failures become a sentence and an exit code."""
 
+import signal
 from typing import Any
 
 import typer
@@ -10,11 +11,11 @@ from bone_peft.io.whole import is_full_disk
 
 from . import activate, bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
 from .console import speaks
-from .process import keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
+from .process import clean_up_when_terminated, keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
 
 class Sentences(TyperGroup):
-    """One sentence and exit code 2 for what the user can mend, 130 for Ctrl-C; anything else is our bug and shows."""
+    """One sentence and exit code 2 for what the user can mend, 128 + n for signal n; all else is our bug and shows."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -24,7 +25,7 @@ class Sentences(TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
             _say(str(stop) or "Stopped.")
-            raise typer.Exit(130) from stop
+            raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from stop
         except OSError as error:
             if is_full_disk(error):
                 _say(f"No space left on the disk: {error}.")
@@ -61,6 +62,7 @@ for command in (train, evaluate, merge, convert, inspect, estimate, bench, gener
 
 def main() -> None:
     """Entry point of the installed command."""
+    clean_up_when_terminated()
     app(prog_name="bone")
 
 

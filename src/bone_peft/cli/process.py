@@ -3,14 +3,43 @@
 import ctypes
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
 from functools import partial
 
+from bone_peft.io.hangup import let_go_of_the_terminal
 from bone_peft.io.whole import is_full_disk
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the command ends as it does at Ctrl-C, and cleans up on its way.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"Stopped by {signal.Signals(number).name}.")
+        self.number = number
+
+
+def clean_up_when_terminated() -> None:
+    """Let SIGTERM and SIGHUP raise :class:`Terminated`, once. What is ignored, as ``nohup`` does, stays ignored."""
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+
+    def stop(number: int, frame: object) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        if number == signal.SIGHUP:
+            let_go_of_the_terminal()
+        raise Terminated(number)
+
+    for number in numbers:
+        signal.signal(number, stop)
 
 
 def quiet() -> None:

@@ -143,8 +143,11 @@ def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
 
     if name is not None:
         return Recipe.load(name)
-    if resume and out is not None and RunFolder(out).recipe.is_file():
-        return Recipe.load(RunFolder(out).recipe)
+    if resume and out is not None:
+        run = RunFolder(out)
+        run.recover()
+        if run.recipe.is_file():
+            return Recipe.load(run.recipe)
     return Recipe()
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from bone_peft.io.ours import FileOf
 from bone_peft.io.whole import whole_file
 
+from ..drawing import save_figure
+
 _OURS, _PEERS = "#1f77b4", "#b0b0b0"
+RECORD = FileOf(re.compile(rb'\{\s*"kind":'))
+"""How the files that :func:`save` writes are known."""
 
 
 def save(path: str | Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON; an existing file is replaced in one piece."""
-    with whole_file(path) as file:
+    """Write a record as JSON; an older record is replaced in one piece."""
+    with whole_file(path, RECORD) as file:
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -21,7 +27,7 @@ def chart(path: str | Path, values: dict[str, float], title: str, axis: str, lin
     """Horizontal bars by contestant, ours in blue.
 
     Args:
-        path: where to; the suffix says the format.
+        path: where to; the suffix says the format: ``.png``, ``.svg`` or ``.pdf``.
         values: by contestant, drawn from top to bottom.
         title: above the bars.
         axis: what the numbers are.
@@ -41,5 +47,4 @@ def chart(path: str | Path, values: dict[str, float], title: str, axis: str, lin
     axes.set_xlabel(axis)
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
+    save_figure(figure, path)

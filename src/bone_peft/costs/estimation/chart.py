@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bone_peft.errors import BoneError
-from bone_peft.io.whole import whole_file
-
+from ..drawing import save_figure
 from .estimate import Estimate
 from .methods import METHODS
 
@@ -15,17 +13,14 @@ _SIZES = [4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
 
 
 def write_chart(estimate: Estimate, path: str | Path) -> None:
-    """Draw an estimate over ``r`` into an ``.svg`` or ``.png`` file.
+    """Draw an estimate over ``r`` into an ``.svg``, ``.png`` or ``.pdf`` file.
 
     Raises:
-        BoneError: another kind of file.
+        BoneError: another kind of file, or one that is not ours is there.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter
 
-    path = Path(path)
-    if path.suffix not in (".svg", ".png"):
-        raise BoneError(f"A chart is an .svg or .png file, and {path.name} is neither.")
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     at = {cost.method: cost for cost in estimate.costs if cost.refusal is None}
@@ -57,5 +52,4 @@ def write_chart(estimate: Estimate, path: str | Path) -> None:
     axes.set_title(f"{estimate.model}: {len(estimate.layers)} adapted layers; rings: the table's settings", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    with whole_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+    save_figure(figure, path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from bone_peft.errors import BoneError
-from bone_peft.io.whole import check_free
+from bone_peft.io.ours import FileOf, FolderOf
+from bone_peft.io.place import expanded
+from bone_peft.io.whole import check_free, whole_file, whole_folder
 
 from .adapter import Adapter, ShapeOf
 from .format import Format
@@ -26,7 +29,7 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     Raises:
         BoneError: nothing there that any format recognizes, or the file is unsound.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.exists():
         raise BoneError(f"There is no adapter at {path}: check the path.")
     for format in FORMATS.values():
@@ -38,16 +41,19 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     )
 
 
-def format_for(to: str, out: str | Path, *, force: bool = False) -> Format:
-    """The format of that name, if it may be written to ``out``.
+def format_for(to: str, out: str | Path, *, force: bool = False, inputs: Iterable[str | Path | None] = ()) -> Format:
+    """The format of that name, if it may be written to ``out`` while ``inputs`` are read.
 
     Raises:
-        BoneError: no such format, or ``out`` is in the way.
+        BoneError: no such format, or ``out`` is not free.
     """
     if to not in FORMATS:
         raise BoneError(f"There is no format {to!r}: choose one of {', '.join(FORMATS)}.")
-    check_free(Path(out), folder=FORMATS[to].is_folder, replace=force)
-    return FORMATS[to]
+    format = FORMATS[to]
+    if isinstance(format.kind, FileOf) and Path(out).suffix != ".pth":
+        raise BoneError(f"{format.title}s are .pth files: call the output {Path(out).name}.pth.")
+    check_free(out, format.kind, replace=force, inputs=inputs)
+    return format
 
 
 def write_adapter(adapter: Adapter, to: str, out: str | Path, *, force: bool = False) -> None:
@@ -56,4 +62,10 @@ def write_adapter(adapter: Adapter, to: str, out: str | Path, *, force: bool = F
     Raises:
         BoneError: no such format, the format cannot hold this adapter, or ``out`` exists.
     """
-    format_for(to, out, force=force).write(adapter, Path(out))
+    format = format_for(to, out, force=force)
+    if isinstance(format.kind, FolderOf):
+        with whole_folder(out, format.kind, replace=force) as folder:
+            format.write(adapter, folder)
+    else:
+        with whole_file(out, format.kind, replace=force) as file:
+            format.write(adapter, file)

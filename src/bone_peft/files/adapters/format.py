@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bone_peft.io.ours import FileOf, FolderOf
+
+from ..kinds import ADAPTER
 from .adapter import Adapter
 
 
@@ -18,8 +21,8 @@ class Format:
         title: the same for people.
         recognizes: whether a path looks like this format; a glance, no check.
         read: the adapter in a path. Raises BoneError for whatever is unsound.
-        write: an adapter into a path, whole or not at all. Raises BoneError if the format cannot hold it.
-        is_folder: whether an adapter is a folder in this format, or else a single file.
+        write: an adapter into an empty folder or file. Raises BoneError if the format cannot hold it.
+        kind: whether that is a folder or a file, and how one that we wrote is known.
     """
 
     name: str
@@ -27,4 +30,4 @@ class Format:
     recognizes: Callable[[Path], bool]
     read: Callable[[Path], Adapter]
     write: Callable[[Adapter, Path], None]
-    is_folder: bool = True
+    kind: FolderOf | FileOf = ADAPTER

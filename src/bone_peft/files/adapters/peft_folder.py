@@ -16,7 +16,6 @@ from torch import Tensor
 from bone_peft.errors import BoneError
 from bone_peft.io import read_json, read_safetensors, read_torch
 from bone_peft.io.names import brief, check_names, shown
-from bone_peft.io.whole import whole_folder
 from bone_peft.method import BoneConfig
 from bone_peft.method.variants import Params
 
@@ -174,10 +173,9 @@ def common_options(config: PeftConfig) -> dict[str, Any]:
 
 
 def write_folder(
-    path: Path, config: PeftConfig, layers: Iterable[tuple[str, Tensor]], whole: Mapping[str, Tensor]
+    folder: Path, config: PeftConfig, layers: Iterable[tuple[str, Tensor]], whole: Mapping[str, Tensor]
 ) -> None:
-    """Write a PEFT folder, whole or not at all. Names come without PEFT's prefix."""
+    """Write a PEFT adapter into a folder. Names come without PEFT's prefix."""
     named = {PREFIX + name: tensor.contiguous() for name, tensor in (*layers, *whole.items())}
-    with whole_folder(path, replace=True) as folder:
-        config.save_pretrained(str(folder))
-        save_file(named, str(folder / WEIGHTS), metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    save_file(named, str(folder / WEIGHTS), metadata={"format": "pt"})

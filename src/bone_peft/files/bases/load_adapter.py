@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.io.place import expanded
 
 
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
@@ -24,7 +25,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(folder)
+    folder = expanded(folder)
     if folder.suffix == ".pth":
         return _load_rwkv_peft(model, folder, trainable)
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from bone_peft.errors import BoneError
+from bone_peft.io.place import with_home
 
 from . import from_gguf, from_pth, from_transformers
 
@@ -44,6 +45,7 @@ def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", dev
 
     if dtype not in DTYPES:
         raise BoneError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+    base = with_home(base)
     loader = next(loader for loader in LOADERS if loader.accepts(base))
     kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if str(device) != "cpu":

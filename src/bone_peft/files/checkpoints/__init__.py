@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bone_peft.errors import BoneError
+from bone_peft.io.place import with_home
 
 from . import gguf_file, model_folder, pth_file
 from .checkpoint import Checkpoint, Edit, Progress
@@ -26,6 +27,7 @@ def open_checkpoint(base: str, *, task_type: str | None = None, dtype: str = "bf
     Raises:
         BoneError: nothing there, or it cannot be read.
     """
+    base = with_home(base)
     if gguf_file.accepts(base):
         return gguf_file.GgufCheckpoint(base, dtype)
     path = Path(base)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.io.place import keep_off
 
 from ..adapters import Adapter, format_for, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
@@ -64,7 +65,7 @@ def convert(
         dtype: round the tensors to ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default they stay as they are.
             RWKV-PEFT's merge wants them in the type of its base.
         adapter_name: which adapter of a live model.
-        force: replace ``out`` if it exists.
+        force: replace ``out`` if it is an adapter that this package wrote.
 
     Returns:
         The adapter written, and the errors, if it is not exact.
@@ -73,12 +74,14 @@ def convert(
         BoneError: unsound input, a base missing, a format that cannot hold the adapter.
     """
     # Said before the work; writing asks again.
-    format_for(to, out, force=force)
+    given = adapter if isinstance(adapter, (str, Path)) else None
+    format_for(to, out, force=force, inputs=(given, base))
     found: Adapter
     at: Checkpoint | LiveBase | None
     if isinstance(adapter, (str, Path)):
         found, format = read_adapter(adapter)
         where, source = str(adapter), format.name
+        keep_off(out, (found.config.base_model_name_or_path,))
         at = _base(base, found) if to == "lora" or found.mini_r is not None or base is not None else None
     else:
         found, where, source, at = adapter_of(adapter, adapter_name), "the model", "live", LiveBase(adapter)

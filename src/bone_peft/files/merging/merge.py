@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from bone_peft.errors import BoneError
+from bone_peft.io.ours import FileOf, FolderOf
+from bone_peft.io.place import with_home
 from bone_peft.io.whole import check_free, whole_file, whole_folder
 
 from ..adapters import read_adapter
 from ..checkpoints import Checkpoint, Progress, open_checkpoint
-from ..checkpoints.pth_file import RwkvCheckpoint
+from ..kinds import MERGED_FILE, merged
 from .plan import Weighted, plan
 
 
@@ -60,23 +62,26 @@ def merge(
         out: a new folder (for RWKV a new ``.pth`` file). It appears when it is whole.
         weights: a factor on each adapter's ``dW``; 1 by default.
         dtype: what a GGUF base is unpacked to; all other bases keep theirs.
-        force: replace ``out`` if it exists.
+        force: replace ``out`` if it is a merged model that this package wrote.
         progress: called with bytes written and bytes to write.
 
     Raises:
         BoneError: something is missing, unsound or does not fit; ``out`` exists; there is no room for it.
     """
     start = time.perf_counter()
-    out = Path(out)
-    check_free(out, folder=out.suffix != ".pth", replace=force)
-    given = _given([adapters] if isinstance(adapters, (str, Path)) else adapters, weights)
+    adapters = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
+    kind = MERGED_FILE if Path(base).suffix == ".pth" else merged(with_home(base))
+    if isinstance(kind, FileOf) and Path(out).suffix != ".pth":
+        raise BoneError(f"A merged RWKV model is a .pth file: call the output {Path(out).name}.pth.")
+    place = check_free(out, kind, replace=force, inputs=(base, *adapters))
+    given = _given(adapters, weights)
     checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)
     edits = plan(checkpoint, given)
-    _check_space(checkpoint, out)
-    with _staged(checkpoint, out, force) as staging, _one_thread():
+    _check_space(checkpoint, place)
+    with _staged(out, kind, force) as staging, _one_thread():
         checkpoint.write(staging, edits, progress)
         _sync_folder(staging)
-    return Merged(out, len(edits), len(checkpoint.tensors), checkpoint.nbytes, time.perf_counter() - start)
+    return Merged(Path(out), len(edits), len(checkpoint.tensors), checkpoint.nbytes, time.perf_counter() - start)
 
 
 @contextmanager
@@ -117,12 +122,10 @@ def _check_space(checkpoint: Checkpoint, out: Path) -> None:
         )
 
 
-def _staged(checkpoint: Checkpoint, out: Path, force: bool) -> AbstractContextManager[Path]:
-    if not isinstance(checkpoint, RwkvCheckpoint):
-        return whole_folder(out, replace=force)
-    if out.suffix != ".pth":
-        raise BoneError(f"A merged RWKV model is a .pth file: call the output {out.name}.pth.")
-    return whole_file(out)
+def _staged(out: str | Path, kind: FolderOf | FileOf, force: bool) -> AbstractContextManager[Path]:
+    if isinstance(kind, FolderOf):
+        return whole_folder(out, kind, replace=force)
+    return whole_file(out, kind, replace=force)
 
 
 def _sync_folder(staging: Path) -> None:

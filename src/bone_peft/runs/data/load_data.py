@@ -3,6 +3,7 @@
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.io.place import with_home
 
 from . import rows
 from .sources import read
@@ -33,6 +34,7 @@ def load_data(
     Raises:
         BoneError: the source cannot be read, has no rows, or lacks the fields.
     """
+    source = with_home(source)
     dataset = read(source)
     if len(dataset) == 0:
         raise BoneError(f"{source} holds no rows; there is nothing to learn or to score.")

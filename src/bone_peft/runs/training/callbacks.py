@@ -18,6 +18,7 @@ from rich.progress import (
 from transformers import TrainerCallback
 
 from bone_peft.errors import BoneError
+from bone_peft.io.hangup import let_go_of_the_terminal
 
 
 class ProgressReport(TrainerCallback):
@@ -88,11 +89,18 @@ class ProgressReport(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C (or a scheduler's SIGTERM) ends the step, saves a checkpoint and stops; a second one stops at once."""
+    """Ctrl-C (or a scheduler's SIGTERM) ends the step, saves a checkpoint and stops; a second one stops at once.
+
+    Attributes:
+        asked: whether one came.
+        number: of the signal.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.asked = False
+        self.number: int = signal.SIGINT
+        self._before: dict[int, Any] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.asked:
@@ -102,22 +110,28 @@ class StopOnInterrupt(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Catch the signals inside the block (main thread only; elsewhere they keep their meaning)."""
-        old = {}
+        old = self._before
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                old[number] = signal.signal(number, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+                    old[number] = signal.signal(number, self._ask)
         except ValueError:  # not the main thread
             pass
         try:
             yield
         finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            for caught, handler in old.items():
+                signal.signal(caught, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            let_go_of_the_terminal()
         if self.asked:
+            before = self._before[number]
+            if callable(before):
+                before(number, frame)
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.number = True, number
         self.console.print("Stopping after this step and saving a checkpoint; once more to stop at once.")
 
 

@@ -10,17 +10,27 @@ from rich.console import Console
 from bone_peft.costs.measure import device_name, peak_memory_bytes
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.files.kinds import ADAPTER
 from bone_peft.io.whole import full_disk_is_explained, whole_file, whole_folder
 
 from ..data import load_data, without
 from .callbacks import ProgressReport, StopOnInterrupt, UnusedAdapters
+from .publishing import Publish
 from .recipe import Recipe
 from .result import TrainResult
 from .run_folder import RunFolder
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The user stopped the run; the message says where it stands and how to continue."""
+    """The user stopped the run; the message says where it stands and how to continue.
+
+    Attributes:
+        number: of the signal that it was stopped by.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console: Console | None = None) -> TrainResult:
@@ -41,10 +51,16 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
     """
     from accelerate import PartialState
 
-    console = console or Console(quiet=True)
     recipe = recipe.checked()
     run = RunFolder(recipe.out)
-    run.check_free(resume=resume, force=force)
+    inputs = (recipe.base, recipe.data, recipe.eval_data, recipe.continue_from)
+    with run.opened(resume=resume, force=force, inputs=inputs, first=PartialState().is_main_process):
+        return _train(recipe, run, resume, console or Console(quiet=True))
+
+
+def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> TrainResult:
+    from accelerate import PartialState
+
     checkpoint = None
     if resume:
         _check_same_recipe(recipe, run)
@@ -64,22 +80,19 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
 
     state.wait_for_everyone()  # every process has seen the old state of `out`
     if state.is_main_process:
-        if resume:
-            run.drop_broken_checkpoints()
-        else:
-            run.start_over()
+        run.begin()
         recipe.save(run.recipe)
     state.wait_for_everyone()
 
-    if state.is_main_process:
-        _log_to_tensorboard(trainer, run)
+    publish = Publish(run)
+    publish.attach(trainer)
     if checkpoint is not None:
         console.print(f"Continuing from {checkpoint}.")
     elif resume:
         console.print("No checkpoint to continue from; starting at step 0.")
     started = time.perf_counter()
     try:
-        with stop.listening(), full_disk_is_explained(run.root):
+        with stop.listening(), full_disk_is_explained(run.place):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
@@ -87,11 +100,12 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise TrainingStopped(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved; "
-            f"continue with: bone train --resume --out {recipe.out}"
+            f"continue with: bone train --resume --out {recipe.out}",
+            stop.number,
         )
 
     result = TrainResult(
-        adapter=str(run.adapter),
+        adapter=str(run.place / run.adapter.name),
         trainable_parameters=trainable,
         base_parameters=total - trainable,
         steps=trainer.state.global_step,
@@ -105,6 +119,9 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
         samples=[],
         samples_are_held_out=held_out is not None,
     )
+    if state.is_main_process:
+        _save_adapter(trainer, tokenizer, recipe, run)
+    publish.publish()
     if state.is_main_process:
         _save(trainer, tokenizer, recipe, run, result, held_out if held_out is not None else rows)
     state.wait_for_everyone()
@@ -177,11 +194,13 @@ def _build_trainer(
     return trainer
 
 
-def _log_to_tensorboard(trainer: Any, run: RunFolder) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.tensorboard))))
+def _save_adapter(trainer: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with whole_folder(run.adapter, ADAPTER, replace=True) as staging:
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = recipe.base
+        model.save_pretrained(str(staging))
+        tokenizer.save_pretrained(str(staging))
 
 
 def _save(trainer: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, result: TrainResult, rows: Any) -> None:
@@ -189,11 +208,6 @@ def _save(trainer: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, result: 
     from .report import write_report
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with whole_folder(run.adapter, replace=True) as staging:
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = recipe.base
-        model.save_pretrained(str(staging))
-        tokenizer.save_pretrained(str(staging))
     result.samples = answer_samples(model, tokenizer, rows)
     with whole_file(run.result) as file:
         file.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")

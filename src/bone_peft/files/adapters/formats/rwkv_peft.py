@@ -13,11 +13,11 @@ import torch
 from bone_peft.errors import BoneError
 from bone_peft.io import read_torch
 from bone_peft.io.names import check_names
-from bone_peft.io.whole import whole_file
 from bone_peft.method import BoneConfig
 from bone_peft.rwkv.pth_model import version_of
 from bone_peft.rwkv.pth_names import hf_layout, hf_name, pth_layout, pth_name
 
+from ...kinds import ADAPTER_FILE
 from .. import peft_folder
 from ..adapter import Adapter
 from ..format import Format
@@ -53,15 +53,13 @@ def read(path: Path) -> Adapter:
 
 
 def write(adapter: Adapter, path: Path) -> None:
-    if path.suffix != ".pth":
-        raise BoneError(f"RWKV-PEFT's adapters are .pth files: call the output {path.name}.pth.")
     if adapter.variant.name not in ("bone", "bat-input"):
         raise BoneError(f"RWKV-PEFT has no {adapter.variant.name}: it has Bone, and Bat with share='input'.")
     tensors = {f"{pth_name(module)}.disha": params["bone_block"] for module, params in adapter.layers.items()}
     for name, tensor in adapter.whole.items():
         tensors[pth_name(name)] = pth_layout(pth_name(name), tensor)
-    with whole_file(path) as staging, open(staging, "wb") as file:
+    with open(path, "wb") as file:
         torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
-FORMAT = Format("rwkv", "RWKV-PEFT file", recognizes, read, write, is_folder=False)
+FORMAT = Format("rwkv", "RWKV-PEFT file", recognizes, read, write, ADAPTER_FILE)
