@@ -11,6 +11,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from bone_peft.runs.evaluation import Score
 
+TRUST = "Run the Python code that the base brings along."
+
 
 def speaks() -> bool:
     """True in the one process that talks for all that ``accelerate launch`` started."""

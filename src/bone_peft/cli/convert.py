@@ -2,6 +2,8 @@
 
 import typer
 
+from .console import TRUST
+
 _HELP = """Write an adapter in another format.
 
 [bold]Examples[/]
@@ -32,6 +34,7 @@ def convert(
     energy: float = typer.Option(None, help="To lora: smallest rank that keeps this share of the change, 0 to 1."),
     uniform: bool = typer.Option(False, "--uniform", help="To lora: one rank for all layers, for llama.cpp."),
     dtype: str = typer.Option(None, help="Round the tensors; RWKV-PEFT wants its base's type, bfloat16."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
 ) -> None:
     from rich.console import Console
@@ -39,7 +42,18 @@ def convert(
 
     from bone_peft.files.conversion import convert as run
 
-    result = run(adapter, to, out, base=base, rank=rank, energy=energy, uniform=uniform, dtype=dtype, force=force)
+    result = run(
+        adapter,
+        to,
+        out,
+        base=base,
+        rank=rank,
+        energy=energy,
+        uniform=uniform,
+        dtype=dtype,
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
     if to == "lora" and result.adapter.config.rank_pattern:
         typer.echo("Layers have several ranks, which PEFT takes; for llama.cpp, convert with --uniform.")
     if result.exact:

@@ -8,6 +8,8 @@ from rich.table import Table
 
 from bone_peft.errors import BoneError
 
+from .console import TRUST
+
 if TYPE_CHECKING:
     from bone_peft.costs.estimation import Estimate
 
@@ -42,6 +44,7 @@ def estimate(
     batch_size: int = typer.Option(1, min=1, help="Rows of a step."),
     length: int = typer.Option(1024, min=1, help="Tokens of a row."),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Work out training memory."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     chart: str = typer.Option(None, metavar="FILE", help="Draw parameters over r into an .svg or .png file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -69,6 +72,7 @@ def estimate(
         batch=batch_size,
         length=length,
         memory=memory,
+        trust_remote_code=trust_remote_code,
     )
     if chart is not None:
         write_chart(found, chart)

@@ -6,6 +6,8 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
+from ..remote_code import not_run
+
 _PACKAGE = "package:"
 
 
@@ -13,19 +15,22 @@ def accepts(base: str) -> bool:
     return base.startswith(_PACKAGE) or base.endswith(".gguf")
 
 
-def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
+def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     if "quantization_config" in kwargs:
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
     path = path_of(base)
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    where["trust_remote_code"] = trust_remote_code
     # Without this, Transformers keeps the weights packed: they could be neither adapted nor merged.
     unpack = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=unpack, **kwargs)
+    with not_run(base):
+        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=unpack, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
     # The rest of the world meets this base by the name it was asked for, not by a folder of this machine.
     model.name_or_path = model.config._name_or_path = base
-    return model, AutoTokenizer.from_pretrained(**where)
+    return model, tokenizer
 
 
 def path_of(base: str) -> Path:

@@ -16,7 +16,7 @@ class Loader(Protocol):
     def accepts(self, base: str) -> bool:
         """True when ``base`` names a file or folder of this family."""
 
-    def load(self, base: str, **kwargs: Any) -> tuple[Any, Any]:
+    def load(self, base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
         """Return ``(model, tokenizer)``; ``kwargs`` go to ``from_pretrained``."""
 
 
@@ -24,7 +24,14 @@ class Loader(Protocol):
 LOADERS: list[Loader] = [from_gguf, from_pth, from_transformers]
 
 
-def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", device: Any = "cpu") -> tuple[Any, Any]:
+def load_base(
+    base: str,
+    *,
+    dtype: str = "bfloat16",
+    quantize: str = "none",
+    device: Any = "cpu",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
     """Load a base model and its tokenizer.
 
     Args:
@@ -33,6 +40,7 @@ def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", dev
         dtype: of the weights: ``"auto"`` (as stored), ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         quantize: ``"none"``, or ``"8bit"`` / ``"4bit"`` (bitsandbytes).
         device: a torch device for the weights.
+        trust_remote_code: run the Python code that a base brings along, as Transformers means it.
 
     Returns:
         ``(model, tokenizer)``. The model is in eval mode; the tokenizer has a padding token.
@@ -45,7 +53,8 @@ def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", dev
     if dtype not in DTYPES:
         raise BoneError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
     loader = next(loader for loader in LOADERS if loader.accepts(base))
-    kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     if str(device) != "cpu":
         kwargs["device_map"] = {"": device}
     if (quantization := _quantization(quantize, dtype)) is not None:

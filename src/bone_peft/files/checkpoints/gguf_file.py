@@ -18,6 +18,7 @@ from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
 
 from ..bases import from_gguf
+from ..remote_code import not_run
 from . import outline
 from .bounded import bounded
 from .checkpoint import Edit, Held, Progress, Readable
@@ -197,7 +198,9 @@ class GgufCheckpoint:
     def _write_rest(self, out: Path) -> None:
         from transformers import AutoTokenizer, GenerationConfig
 
-        AutoTokenizer.from_pretrained(**self._where).save_pretrained(out)
+        with not_run(self.name):
+            tokenizer = AutoTokenizer.from_pretrained(**self._where, trust_remote_code=False)
+        tokenizer.save_pretrained(out)
         GenerationConfig.from_model_config(self.config).save_pretrained(out)
         self.config.architectures = [type(self.model).__name__]
         self.config.save_pretrained(out)

@@ -41,10 +41,11 @@ def download(name: str) -> Path:
 class FolderCheckpoint:
     """A model folder. See :class:`~bone_peft.files.checkpoints.Checkpoint`."""
 
-    def __init__(self, path: Path, task_type: str | None = None) -> None:
+    def __init__(self, path: Path, task_type: str | None = None, trust_remote_code: bool = False) -> None:
         self.path = path
         self.name = str(path)
         self.task_type = task_type
+        self.trust_remote_code = trust_remote_code
         if not (path / "config.json").is_file():
             raise BoneError(f"{str(path)!r} is not a model folder, it has no config.json.")
         self.settings = read_json(path / "config.json")
@@ -79,6 +80,8 @@ class FolderCheckpoint:
 
     @cached_property
     def config(self) -> Any:
+        if self.trust_remote_code and "auto_map" in self.settings:
+            return outline.own_config(self.path)
         return outline.load_config(self.settings, self.path / "config.json", self.task_type, self._parts)
 
     @cached_property
@@ -86,7 +89,8 @@ class FolderCheckpoint:
         """The outline of the model; ``None`` if Transformers does not know it, and names are taken as they are."""
         if self.config is None:
             return None
-        return outline.outline(self.config, self.task_type, self._parts, self.path / "config.json")
+        where = self.path / "config.json"
+        return outline.outline(self.config, self.task_type, self._parts, where, self.trust_remote_code)
 
     @property
     def _parts(self) -> int:

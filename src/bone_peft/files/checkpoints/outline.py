@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
 
+from ..remote_code import not_run
 from . import bounded
 
 # Above every vocabulary: no list of a config that is judged is longer, and no model has as many layers.
@@ -57,7 +59,11 @@ def parts(tensors: int) -> int:
 
 
 def outline(
-    config: Any, task_type: str | None = None, most: int = bounded.PARTS, where: Path | str = "The config"
+    config: Any,
+    task_type: str | None = None,
+    most: int = bounded.PARTS,
+    where: Path | str = "The config",
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """The model that ``config`` describes, on the meta device: a moment, and no memory.
 
@@ -66,19 +72,37 @@ def outline(
     """
 
     def build() -> nn.Module:
-        cls = _AUTO.get(task_type or "") or _named(config.architectures) or transformers.AutoModelForCausalLM
-        from_config = getattr(cls, "_from_config", None) or cls.from_config
+        own = _of_map(config) if trust_remote_code else None
+        cls = _AUTO.get(task_type or "") or own or _named(config.architectures) or transformers.AutoModelForCausalLM
+        from_config = getattr(cls, "_from_config", None) or partial(
+            cls.from_config, trust_remote_code=trust_remote_code
+        )
         with torch.device("meta"):
             return from_config(config, dtype=config.dtype or torch.float32).eval()
 
     try:
-        return bounded.bounded(build, where, most)
+        with not_run(where):
+            return bounded.bounded(build, where, most)
     except BoneError:
         raise
     except Exception as error:
         raise BoneError(
             f"Transformers cannot build a {config.model_type} model from this config ({brief(error)})."
         ) from error
+
+
+def own_config(base: Path | str) -> Any:
+    """The config of a model that comes with its own code, which is run."""
+    try:
+        return transformers.AutoConfig.from_pretrained(base, trust_remote_code=True)
+    except Exception as error:
+        raise BoneError(f"The config of {base} cannot be read ({brief(error)}).") from error
+
+
+def _of_map(config: Any) -> Any:
+    """The Auto class that the code of a model is for."""
+    names = (name for name in getattr(config, "auto_map", None) or () if name.startswith("AutoModel"))
+    return getattr(transformers, next(names, ""), None)
 
 
 def _named(architectures: Any) -> Any:

@@ -47,6 +47,7 @@ def merge(
     weights: Sequence[float] | None = None,
     dtype: str = "bfloat16",
     force: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Merged:
     """Merge adapters into a base, tensor by tensor, as ``merge_and_unload()`` would.
@@ -61,6 +62,7 @@ def merge(
         weights: a factor on each adapter's ``dW``; 1 by default.
         dtype: what a GGUF base is unpacked to; all other bases keep theirs.
         force: replace ``out`` if it exists.
+        trust_remote_code: as for :func:`bone_peft.files.checkpoints.open_checkpoint`.
         progress: called with bytes written and bytes to write.
 
     Raises:
@@ -70,7 +72,7 @@ def merge(
     out = Path(out)
     check_free(out, folder=out.suffix != ".pth", replace=force)
     given = _given([adapters] if isinstance(adapters, (str, Path)) else adapters, weights)
-    checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)
+    checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype, trust_remote_code=trust_remote_code)
     edits = plan(checkpoint, given)
     _check_space(checkpoint, out)
     with _staged(checkpoint, out, force) as staging, _one_thread():

@@ -40,6 +40,7 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        trust_remote_code: run the Python code that the base brings along.
         allow_unused: train on although some adapter tensors get no gradient.
         continue_from: an adapter to train on, as for :func:`bone_peft.files.bases.load_adapter`, in place of a new one.
         adapter: arguments of :class:`bone_peft.BoneConfig`.
@@ -57,6 +58,7 @@ class Recipe:
     seed: int = 0
     quantize: str = "none"
     continue_from: str | None = None
+    trust_remote_code: bool = False
     allow_unused: bool = False
     adapter: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -159,8 +161,9 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise BoneError(f"seed in {where} must be a whole number of zero or more, found {self.seed!r}.")
-        if not isinstance(self.allow_unused, bool):
-            raise BoneError(f"allow_unused in {where} must be true or false, found {self.allow_unused!r}.")
+        for name in ("trust_remote_code", "allow_unused"):
+            if not isinstance(getattr(self, name), bool):
+                raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")
         if self.chat not in (None, True, False):
             raise BoneError(f"chat in {where} must be true or false, found {self.chat!r}.")
 
