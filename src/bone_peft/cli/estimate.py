@@ -8,7 +8,7 @@ from rich.table import Table
 
 from bone_peft.errors import BoneError
 
-from .console import TRUST
+from .console import TRUST, Screen
 
 if TYPE_CHECKING:
     from bone_peft.costs.estimation import Estimate
@@ -52,7 +52,6 @@ def estimate(
     from dataclasses import asdict
 
     import torch
-    from rich.console import Console
 
     from bone_peft.costs.estimation import estimate as run
     from bone_peft.costs.estimation import write_chart
@@ -79,7 +78,7 @@ def estimate(
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
-        console = Console()
+        console = Screen()
         console.print(_table(found))
         console.print(_advice(found), highlight=False)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .console import TRUST
+from .console import TRUST, Screen, say
 
 _HELP = """Fold adapters into their base: a folder that Transformers loads with no trace of PEFT.
 
@@ -42,14 +42,13 @@ def merge(
     verify: bool = typer.Option(False, "--verify", help="Then run both models on a prompt. Loads them whole."),
     prompt: str = typer.Option(_PROMPT, help="For --verify."),
 ) -> None:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from bone_peft.costs.measure import peak_memory_bytes
     from bone_peft.files.merging import merge as run
     from bone_peft.files.merging import verify as compare
 
-    console = Console()
+    console = Screen()
     weights = weight or None
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -64,7 +63,7 @@ def merge(
             trust_remote_code=trust_remote_code,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    typer.echo(
+    say(
         f"Merged model: {out} ({merged.changed} of {merged.tensors} tensors changed, {merged.nbytes / 1e9:.2f} GB, "
         f"{merged.seconds:.1f} s, peak memory {peak_memory_bytes() / 2**30:.2f} GiB)"
     )
@@ -72,7 +71,7 @@ def merge(
         is_gguf = base.endswith(".gguf") or base.startswith("package:")
         dtype = ("bfloat16" if bf16 else "float32") if is_gguf else "auto"
         found = compare(base, adapter, out, prompt, weights=weights, dtype=dtype, trust_remote_code=trust_remote_code)
-        typer.echo(
+        say(
             f"Verified: logits as merged in memory; off the unmerged model by {found.rounding:.3g} of "
             f"{found.logits:.3g} at most, same next token at {found.same_tokens:.0%} of the prompt."
         )

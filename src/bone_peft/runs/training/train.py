@@ -51,7 +51,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
         checkpoint = run.last_checkpoint()
 
     state = PartialState()
-    console.print(f"Loading [bold]{recipe.base}[/] and {recipe.data}")
+    console.print(f"Loading {recipe.base} and {recipe.data}", markup=False)
     model, tokenizer = load_base(
         recipe.base,
         dtype=recipe.dtype,
