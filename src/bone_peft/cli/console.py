@@ -15,6 +15,8 @@ from bone_peft.io.names import printable
 if TYPE_CHECKING:
     from bone_peft.runs.evaluation import Score
 
+# A wrong value may be as long as a file.
+_LONGEST = 2000
 TRUST = "Run the Python code that the base brings along."
 
 
@@ -45,6 +47,8 @@ def say(line: str) -> None:
 
 def complain(sentence: str) -> None:
     """Print what went wrong, on one line of standard error."""
+    if len(sentence) > _LONGEST:
+        sentence = f"{sentence[:_LONGEST]}..."
     if speaks():
         typer.secho(printable(sentence, keep=""), err=True, fg=typer.colors.RED)
 
