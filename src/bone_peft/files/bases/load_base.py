@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from bone_peft.errors import BoneError
 
+from ..checkpoints.checkpoint import is_finite
 from . import from_gguf, from_pth, from_transformers
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -67,7 +68,18 @@ def load_base(
         raise BoneError(f"The base {base!r} cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_finite(model, base)
     return model.eval(), tokenizer
+
+
+def _check_finite(model: Any, base: str) -> None:
+    for name, parameter in model.named_parameters():
+        # What is quantized is whole numbers, and smaller types have no infinity.
+        if parameter.is_floating_point() and parameter.itemsize > 1 and not is_finite(parameter.detach()):
+            raise BoneError(
+                f"The base {base!r} holds NaN or infinity in {name}: it is broken, or its numbers are beyond what "
+                f"{str(parameter.dtype).removeprefix('torch.')} holds."
+            )
 
 
 def _quantization(quantize: str, dtype: str) -> Any:

@@ -17,7 +17,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
 
-from ..bases import from_gguf
+from ..gguf_path import accepts, path_of
 from ..remote_code import not_run
 from . import outline
 from .bounded import bounded
@@ -27,7 +27,7 @@ from .ties import parted, with_ties
 
 SHARD_BYTES = 5 * 10**9
 
-accepts = from_gguf.accepts
+__all__ = ["GgufCheckpoint", "accepts"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class GgufCheckpoint:
 
     def __init__(self, base: str, dtype: str = "bfloat16") -> None:
         self.name = base
-        self.path = from_gguf.path_of(base)
+        self.path = path_of(base)
         # "auto" is what Transformers makes of a GGUF file when it is not told.
         self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         self._where = {"pretrained_model_name_or_path": str(self.path.parent), "gguf_file": self.path.name}
@@ -184,7 +184,8 @@ class GgufCheckpoint:
                 entries = {name: (self.dtype, tensors[name].shape) for name in names}
                 target.write(header_bytes(entries, {"format": "pt"}))
                 for name in names:
-                    edit = Edit() if name in added else edits.get(name, Edit())
+                    unchanged = Edit(name=name)
+                    edit = unchanged if name in added else edits.get(name, unchanged)
                     write_pieces(target, edit.pieces(Held(tensors[name].read())), wrote)
                 sync(target)
         if len(shards) > 1:

@@ -10,6 +10,7 @@ from bone_peft.errors import BoneError
 
 from ..adapters import Adapter, format_for, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
+from ..checkpoints.checkpoint import is_finite
 from .live import LiveBase, adapter_of
 from .to_lora import exact, nearest, one_rank
 
@@ -101,6 +102,8 @@ def convert(
         raise BoneError(f"rank, energy and uniform are for LoRA, and {to} is exact without: leave them out.")
     if dtype is not None:
         found = found.rounded(dtype)
+    if not all(is_finite(tensor) for tensor in found.tensors().values()):
+        raise BoneError(f"{where} has numbers that are too large to be written as {to}: nothing was written.")
     write_adapter(found, to, out, force=force)
     return Converted(found, source, errors)
 

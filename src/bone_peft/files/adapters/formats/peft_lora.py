@@ -30,6 +30,7 @@ _FOREIGN = (
     "trainable_token_indices",
     "lora_bias",
     "use_bdlora",
+    "megatron_config",
 )
 
 
