@@ -4,6 +4,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
+from ..checkpoints.gguf_file import GgufCheckpoint
 from ..gguf_path import accepts, path_of
 from ..remote_code import not_run
 
@@ -16,6 +17,8 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
     if "quantization_config" in kwargs:
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
     path = path_of(base)
+    # Built within limits, before Transformers builds it without.
+    _ = GgufCheckpoint(base).model
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     where["trust_remote_code"] = trust_remote_code
     # Without this, Transformers keeps the weights packed: they could be neither adapted nor merged.

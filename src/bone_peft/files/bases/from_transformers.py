@@ -5,6 +5,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
+from ..checkpoints.model_folder import check_loadable
 from ..remote_code import not_run
 
 
@@ -24,6 +25,8 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
         )
     if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
         raise BoneError(f"There is no base model at {base!r}; give a model folder, a .gguf file or a hub name.")
+    if folder.is_dir() and not trust_remote_code:
+        check_loadable(folder)
     try:
         with not_run(base):
             tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)

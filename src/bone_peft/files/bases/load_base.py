@@ -101,4 +101,4 @@ def _quantization(quantize: str, dtype: str) -> Any:
 def _first_line(error: Exception) -> str:
     """As the end of a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" :;,.") + "." if lines else f"{type(error).__name__}."
+    return lines[0][:300].rstrip(" :;,.") + "." if lines else f"{type(error).__name__}."

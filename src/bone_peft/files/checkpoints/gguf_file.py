@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
+from bone_peft.io.gguf_header import check_gguf
 from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
 
@@ -81,6 +82,7 @@ class GgufCheckpoint:
     def __init__(self, base: str, dtype: str = "bfloat16") -> None:
         self.name = base
         self.path = path_of(base)
+        self.numbers = check_gguf(self.path)
         # "auto" is what Transformers makes of a GGUF file when it is not told.
         self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         self._where = {"pretrained_model_name_or_path": str(self.path.parent), "gguf_file": self.path.name}
@@ -101,7 +103,9 @@ class GgufCheckpoint:
 
     @cached_property
     def model(self) -> Any:
-        return outline.outline(self.config, "CAUSAL_LM", self._parts, self.path)
+        model = outline.outline(self.config, "CAUSAL_LM", self._parts, self.path)
+        outline.check_size(model, self.numbers, self.path)
+        return model
 
     @cached_property
     def _reader(self) -> Any:

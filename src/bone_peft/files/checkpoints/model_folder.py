@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ def download(name: str) -> Path:
         raise BoneError(
             f"There is no base model at {name!r}, neither as a folder nor on the hub ({brief(error)})."
         ) from error
+
+
+def check_loadable(path: Path) -> None:
+    """Look whether a model folder asks for more than its weights hold, before Transformers makes a model of it.
+
+    Raises:
+        BoneError: it does, or it is unsound in another way.
+    """
+    where = path / "config.json"
+    settings = read_json(where)
+    if not settings.get("quantization_config"):
+        checkpoint = FolderCheckpoint(path, "CAUSAL_LM")
+        _ = checkpoint.names
+        model, numbers = (
+            checkpoint.model,
+            sum(prod(t.shape) for file in checkpoint.files for t in file.tensors.values()),
+        )
+    else:
+        # Packed as somebody else knows; two bits are the least for a number.
+        config = outline.load_config(settings, where, "CAUSAL_LM")
+        model = None if config is None else outline.outline(config, "CAUSAL_LM", where=where)
+        numbers = 4 * sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if model is not None:
+        outline.check_size(model, numbers, where)
 
 
 class FolderCheckpoint:

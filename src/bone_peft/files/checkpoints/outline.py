@@ -71,9 +71,12 @@ def outline(
         BoneError: Transformers cannot build it, or it has more modules and parameters than ``most``.
     """
 
+    own = _of_map(config) if trust_remote_code else None
+    cls = _AUTO.get(task_type or "") or own or _named(config.architectures) or transformers.AutoModelForCausalLM
+    # The first of its kind imports its code, which is no work of this config's.
+    getattr(cls, "_model_mapping", {}).get(type(config), None)
+
     def build() -> nn.Module:
-        own = _of_map(config) if trust_remote_code else None
-        cls = _AUTO.get(task_type or "") or own or _named(config.architectures) or transformers.AutoModelForCausalLM
         from_config = getattr(cls, "_from_config", None) or partial(
             cls.from_config, trust_remote_code=trust_remote_code
         )
@@ -198,6 +201,23 @@ def check_stored(model: nn.Module, names: Names, shapes: Mapping[str, tuple[int,
                     f"{where} asks for {path}.{held.index(False)}, and the weights hold nothing of it: they are of "
                     "different models."
                 )
+
+
+def check_size(model: nn.Module, numbers: int, where: Path | str) -> None:
+    """Raise a BoneError if the model has far more parameters than the weights hold numbers: they would be made up.
+
+    Args:
+        model: the outline.
+        numbers: in the files.
+        where: the model is described, to be named in errors.
+    """
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    # Weights that are tied or shared are stored once, and heads may be new.
+    if wanted > 4 * numbers + 10**7:
+        raise BoneError(
+            f"{where} asks for a model of {wanted:,} parameters, and the weights hold {numbers:,}: they are of "
+            "different models."
+        )
 
 
 def load_config(
