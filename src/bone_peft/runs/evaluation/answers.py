@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bone_peft.files.bases import check_chat_template
 from bone_peft.io.names import printable
 
 from .tokens import encode_prompt, expected_text, prompt_text
@@ -69,6 +70,8 @@ def stream_answer(
     from transformers import set_seed
 
     as_chat = bool(tokenizer.chat_template) if chat is None else chat
+    if as_chat:
+        check_chat_template(tokenizer)
     ids = encode_prompt([{"role": "user", "content": prompt}] if as_chat else prompt, tokenizer)
     if seed is not None:
         set_seed(seed)
