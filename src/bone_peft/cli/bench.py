@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bone_peft.io.names import printable
+
+from .console import Screen
+
 if TYPE_CHECKING:
     import torch
 
@@ -152,11 +156,10 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -164,7 +167,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if _terminal() else 120).print(table)
+    Screen(width=None if _terminal() else 120).print(table)
 
 
 def _terminal() -> bool:

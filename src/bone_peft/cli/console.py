@@ -2,14 +2,22 @@
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from bone_peft.io.names import printable
 
 if TYPE_CHECKING:
     from bone_peft.runs.evaluation import Score
+
+# A wrong value may be as long as a file.
+_LONGEST = 2000
+TRUST = "Run the Python code that the base brings along."
 
 
 def speaks() -> bool:
@@ -17,9 +25,32 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def console() -> Console:
-    """Where a command prints: paths stay on one line, and only one process of several speaks."""
-    return Console(quiet=not speaks(), soft_wrap=True, highlight=False)
+class Screen(Console):
+    """Shows text as it is: what comes from files can neither style it nor move the cursor."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(quiet=not speaks(), markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+        return super().render_str(printable(text), *args, **options)
+
+
+def console() -> Screen:
+    """Where a command prints lines: they are not broken, and only one process of several speaks."""
+    return Screen(soft_wrap=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    typer.echo(printable(line))
+
+
+def complain(sentence: str) -> None:
+    """Print what went wrong, on one line of standard error."""
+    if len(sentence) > _LONGEST:
+        sentence = f"{sentence[:_LONGEST]}..."
+    if speaks():
+        typer.secho(printable(sentence, keep=""), err=True, fg=typer.colors.RED)
 
 
 def score_table(scores: "dict[str, Score]", title: str | None = None) -> Table:
@@ -38,7 +69,7 @@ class ScoringProgress:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("scoring {task.description}"),
+            TextColumn("scoring {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("left"),

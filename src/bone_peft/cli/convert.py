@@ -2,6 +2,8 @@
 
 import typer
 
+from .console import TRUST, Screen, say
+
 _HELP = """Write an adapter in another format.
 
 [bold]Examples[/]
@@ -32,18 +34,29 @@ def convert(
     energy: float = typer.Option(None, help="To lora: smallest rank that keeps this share of the change, 0 to 1."),
     uniform: bool = typer.Option(False, "--uniform", help="To lora: one rank for all layers, for llama.cpp."),
     dtype: str = typer.Option(None, help="Round the tensors; RWKV-PEFT wants its base's type, bfloat16."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from bone_peft.files.conversion import convert as run
 
-    result = run(adapter, to, out, base=base, rank=rank, energy=energy, uniform=uniform, dtype=dtype, force=force)
+    result = run(
+        adapter,
+        to,
+        out,
+        base=base,
+        rank=rank,
+        energy=energy,
+        uniform=uniform,
+        dtype=dtype,
+        force=force,
+        trust_remote_code=trust_remote_code,
+    )
     if to == "lora" and result.adapter.config.rank_pattern:
-        typer.echo("Layers have several ranks, which PEFT takes; for llama.cpp, convert with --uniform.")
+        say("Layers have several ranks, which PEFT takes; for llama.cpp, convert with --uniform.")
     if result.exact:
-        typer.echo(f"{to} adapter, {'exact' if dtype is None else f'rounded to {dtype}'}: {out}")
+        say(f"{to} adapter, {'exact' if dtype is None else f'rounded to {dtype}'}: {out}")
         return
     table = Table()
     table.add_column("module", overflow="fold")
@@ -51,5 +64,5 @@ def convert(
         table.add_column(name, justify="right")
     for module, error in result.errors.items():
         table.add_row(module, str(result.adapter.r(module)), f"{error:.2%}")
-    Console().print(table)
-    typer.echo(f"{to} adapter, nearest; largest error {max(result.errors.values()):.2%} of |dW|: {out}")
+    Screen().print(table)
+    say(f"{to} adapter, nearest; largest error {max(result.errors.values()):.2%} of |dW|: {out}")

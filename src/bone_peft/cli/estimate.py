@@ -8,6 +8,8 @@ from rich.table import Table
 
 from bone_peft.errors import BoneError
 
+from .console import TRUST, Screen
+
 if TYPE_CHECKING:
     from bone_peft.costs.estimation import Estimate
 
@@ -43,13 +45,13 @@ def estimate(
     length: int = typer.Option(1024, min=1, help="Tokens of a row."),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Work out training memory."),
     chart: str = typer.Option(None, metavar="FILE", help="Draw parameters over r into an .svg, .png or .pdf file."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     import json
     from dataclasses import asdict
 
     import torch
-    from rich.console import Console
 
     from bone_peft.costs.drawing import check_picture
     from bone_peft.costs.estimation import estimate as run
@@ -72,13 +74,14 @@ def estimate(
         batch=batch_size,
         length=length,
         memory=memory,
+        trust_remote_code=trust_remote_code,
     )
     if chart is not None:
         write_chart(found, chart)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
-        console = Console()
+        console = Screen()
         console.print(_table(found))
         console.print(_advice(found), highlight=False)
 

@@ -7,6 +7,8 @@ import typer
 from bone_peft.errors import BoneError
 from bone_peft.io.ours import FileOf
 
+from .console import TRUST
+
 _HELP = """Loss and exact match on held-out rows: base against adapter against merged model.
 
 [bold]Examples[/]
@@ -38,6 +40,7 @@ def evaluate(
     template: str = typer.Option(None, help="Text around the prompt, with {prompt} in it."),
     batch_size: int = typer.Option(16, min=1, help="Rows a forward pass."),
     max_new_tokens: int = typer.Option(None, min=1, help="Longest answer; default: the longest expected one and some."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
     json_file: str = typer.Option(None, "--json", metavar="FILE", help="Also write the scores here."),
 ) -> None:
@@ -64,6 +67,7 @@ def evaluate(
             subjects,
             lambda tokenizer: load_data(data, tokenizer=tokenizer, fields=fields, chat=chat, template=template),
             dtype="bfloat16" if bf16 else "float32",
+            trust_remote_code=trust_remote_code,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             on_subject=on_subject,

@@ -6,6 +6,8 @@ import typer
 
 from bone_peft.errors import BoneError
 
+from .console import TRUST
+
 _HELP = """Answer a prompt, streaming the text as it is made.
 
 [bold]Examples[/]
@@ -33,6 +35,7 @@ def generate(
     chat: bool = typer.Option(
         None, "--chat/--no-chat", help="Chat message or plain text [dim](default: as the base)[/]."
     ),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
 ) -> None:
     text = prompt if prompt is not None else sys.stdin.read().strip()
@@ -43,7 +46,9 @@ def generate(
     from bone_peft.files.bases import load_adapter, load_base
     from bone_peft.runs.evaluation import stream_answer
 
-    model, tokenizer = load_base(base, dtype="bfloat16" if bf16 else "float32", device=best_device())
+    model, tokenizer = load_base(
+        base, dtype="bfloat16" if bf16 else "float32", device=best_device(), trust_remote_code=trust_remote_code
+    )
     if adapter is not None:
         model = load_adapter(model, adapter)
     stream_answer(model, tokenizer, text, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat, seed=seed)

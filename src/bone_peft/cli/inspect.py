@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
+from .console import Screen
+
 if TYPE_CHECKING:
     from bone_peft.files.inspection import Inspection
 
@@ -34,15 +36,13 @@ def inspect(
 ) -> None:
     import json
 
-    from rich.console import Console
-
     from bone_peft.files.inspection import inspect_adapter
 
     found = inspect_adapter(path)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
-    console = Console()
+    console = Screen()
     console.print(_summary(found))
     if modules:
         console.print(_modules(found))

@@ -1,6 +1,8 @@
 """``bone``: the commands, and the one place where failures become a sentence and an exit code."""
 
 import signal
+import sys
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -10,7 +12,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io.whole import is_full_disk
 
 from . import activate, bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
-from .console import speaks
+from .console import complain
 from .process import clean_up_when_terminated, keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
 
@@ -21,16 +23,16 @@ class Sentences(TyperGroup):
         try:
             return super().invoke(ctx)
         except BoneError as error:
-            _say(str(error))
+            complain(str(error))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
-            _say(str(stop) or "Stopped.")
+            complain(str(stop) or "Stopped.")
             raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from stop
         except OSError as error:
             if is_full_disk(error):
-                _say(f"No space left on the disk: {error}.")
+                complain(f"No space left on the disk: {error}.")
             elif error.filename is not None:
-                _say(f"{error.filename}: {error.strerror}.")
+                complain(f"{error.filename}: {error.strerror}.")
             else:
                 raise
             raise typer.Exit(2) from error
@@ -52,6 +54,10 @@ def _main(
 ) -> None:
     if not verbose:
         quiet()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no such letter is no reason to fail.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     leave_full_disks_to_the_main_thread()
     keep_freed_memory()
 
@@ -64,9 +70,3 @@ def main() -> None:
     """Entry point of the installed command."""
     clean_up_when_terminated()
     app(prog_name="bone")
-
-
-def _say(sentence: str) -> None:
-    # One process speaks for all that `accelerate launch` started.
-    if speaks():
-        typer.secho(sentence, err=True, fg=typer.colors.RED)

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from .console import TRUST, Screen, say
+
 _HELP = """Fold adapters into their base: a folder that Transformers loads with no trace of PEFT.
 
 [bold]Examples[/]
@@ -36,17 +38,17 @@ def merge(
     out: str = typer.Option(..., help="Folder to write (RWKV: .pth file)."),
     force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="What a GGUF base is unpacked to: bf16 or fp32."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     verify: bool = typer.Option(False, "--verify", help="Then run both models on a prompt. Loads them whole."),
     prompt: str = typer.Option(_PROMPT, help="For --verify."),
 ) -> None:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from bone_peft.costs.measure import peak_memory_bytes
     from bone_peft.files.merging import merge as run
     from bone_peft.files.merging import verify as compare
 
-    console = Console()
+    console = Screen()
     weights = weight or None
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -58,17 +60,18 @@ def merge(
             weights=weights,
             dtype="bfloat16" if bf16 else "float32",
             force=force,
+            trust_remote_code=trust_remote_code,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    typer.echo(
+    say(
         f"Merged model: {out} ({merged.changed} of {merged.tensors} tensors changed, {merged.nbytes / 1e9:.2f} GB, "
         f"{merged.seconds:.1f} s, peak memory {peak_memory_bytes() / 2**30:.2f} GiB)"
     )
     if verify:
         is_gguf = base.endswith(".gguf") or base.startswith("package:")
         dtype = ("bfloat16" if bf16 else "float32") if is_gguf else "auto"
-        found = compare(base, adapter, out, prompt, weights=weights, dtype=dtype)
-        typer.echo(
+        found = compare(base, adapter, out, prompt, weights=weights, dtype=dtype, trust_remote_code=trust_remote_code)
+        say(
             f"Verified: logits as merged in memory; off the unmerged model by {found.rounding:.3g} of "
             f"{found.logits:.3g} at most, same next token at {found.same_tokens:.0%} of the prompt."
         )

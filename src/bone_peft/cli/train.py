@@ -8,7 +8,7 @@ import typer
 from bone_peft.errors import BoneError
 from bone_peft.runs import recipes
 
-from .console import console
+from .console import TRUST, console
 
 _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
@@ -42,6 +42,7 @@ _PLACES = {
     "out": "out",
     "seed": "seed",
     "quantize": "quantize",
+    "trust_remote_code": "trust_remote_code",
     "continue_from": "continue_from",
     "r": "adapter.r",
     "init_weights": "adapter.init_weights",
@@ -85,6 +86,7 @@ def train(
     ),
     bf16: bool = typer.Option(None, "--bf16/--no-bf16", help="Base in bf16 or fp32.", rich_help_panel=_MODEL),
     quantize: str = typer.Option(None, help="Base in 8bit or 4bit (bitsandbytes).", rich_help_panel=_MODEL),
+    trust_remote_code: bool = typer.Option(None, "--trust-remote-code", help=TRUST, rich_help_panel=_MODEL),
     continue_from: str = typer.Option(
         None, help="A trained adapter to go on from, with its own options.", rich_help_panel=_ADAPTER
     ),

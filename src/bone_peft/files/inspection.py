@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ class Inspection:
     whole: list[Module]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for ``json.dumps``; NaN becomes ``None``, which JSON has."""
+        """Plain values, for ``json.dumps``; NaN and infinity become ``None``, which JSON has."""
         found = asdict(self)
         for module in (*found["modules"], *found["whole"]):
-            module["norm"] = module["norm"] if module["norm"] == module["norm"] else None
+            module["norm"] = module["norm"] if isfinite(module["norm"]) else None
         return found
 
 

@@ -1,4 +1,4 @@
-"""Names of tensors in adapters: dotted paths that stay inside a module tree."""
+"""Names from files: which are taken, and how they are shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from bone_peft.errors import BoneError
 
 MAX_TENSORS = 1_000_000
 _MAX_LENGTH = 1000
+# Control characters, other ends of lines, what turns the direction of writing, and halves of characters.
+_DRAWS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _PART = re.compile(r"(?!__)[A-Za-z0-9_-]+")
 
 
@@ -26,6 +28,16 @@ def brief(error: Exception) -> str:
     """What another library says of a failure, on one line and not for ever."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """``text`` with what would draw on a terminal, or break its output, written as an escape: ``\\x1b``.
+
+    Args:
+        text: from anywhere.
+        keep: control characters that stay.
+    """
+    return "".join(c if c in keep or not _DRAWS.match(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(name: str) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from bone_peft.errors import BoneError
+from bone_peft.files.checkpoints.outline import load_config
+from bone_peft.io import read_json
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> Any:
@@ -40,8 +42,10 @@ def config_of(shape: str) -> PretrainedConfig:
     """
     if shape in SHAPES:
         return LlamaConfig(**SHAPES[shape])
-    if (Path(shape) / "config.json").is_file():
-        return AutoConfig.from_pretrained(shape)
+    path = Path(shape) / "config.json"
+    config = load_config(read_json(path), path, "CAUSAL_LM") if path.is_file() else None
+    if config is not None:
+        return config
     raise BoneError(f"{shape} is neither a known shape ({', '.join(SHAPES)}) nor a folder with a config.json.")
 
 
@@ -58,5 +62,5 @@ def random_model(shape: str, layers: int | None, dtype: torch.dtype, device: str
         config.num_hidden_layers = layers
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.requires_grad_(False)

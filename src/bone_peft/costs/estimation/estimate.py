@@ -81,6 +81,7 @@ def estimate(
     batch: int = 1,
     length: int = 1024,
     memory: bool = True,
+    trust_remote_code: bool = False,
 ) -> Estimate:
     """Count and add up what each method would cost. Nothing is loaded or allocated.
 
@@ -93,13 +94,15 @@ def estimate(
         adapter_dtype: of the adapter, in training and in its file.
         batch, length: rows and tokens of a training step, without gradient checkpointing.
         memory: whether to work out ``training_bytes``; that takes seconds for large models.
+        trust_remote_code: run the Python code that the model brings along, if it has some.
 
     Raises:
         BoneError: no such model, a method that there is not, or a size below 1.
     """
-    config = config_of(model)
+    config = config_of(model, trust_remote_code)
     config.dtype = dtype
-    shape = outline(config, None if config.architectures else "CAUSAL_LM")
+    task = None if config.architectures else "CAUSAL_LM"
+    shape = outline(config, task, where=model, trust_remote_code=trust_remote_code)
     parameters = sum(parameter.numel() for parameter in shape.parameters())
     settings = recommended(parameters)
     wanted = SIZES | {"Bottleneck": round(settings.size[0] * settings.alpha[0])} | dict(sizes or {})

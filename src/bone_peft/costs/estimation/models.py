@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from bone_peft.errors import BoneError
-from bone_peft.files.checkpoints.outline import load_config
+from bone_peft.files.checkpoints.outline import load_config, own_config
+from bone_peft.files.remote_code import needed
 from bone_peft.io import read_json
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("known.json").read_text())
 """Sizes of well-known models, so that an estimate needs no network."""
 
 
-def config_of(model: str) -> Any:
+def config_of(model: str, trust_remote_code: bool = False) -> Any:
     """The Transformers config of a model.
 
     Args:
         model: a name in ``KNOWN`` (the part behind the slash will do), a model folder, or a hub name.
+        trust_remote_code: run the Python code that the model brings along, if it has some.
 
     Raises:
         BoneError: no such model, or Transformers does not know its kind.
@@ -37,7 +39,12 @@ def config_of(model: str) -> Any:
         raise BoneError(
             f"There is no model {model!r}: give a folder, a hub name, or one of {', '.join(sorted(short))}."
         ) from error
-    config = load_config(read_json(path), path)
+    settings = read_json(path)
+    if trust_remote_code and "auto_map" in settings:
+        return own_config(model)
+    config = load_config(settings, path)
+    if config is None and "auto_map" in settings:
+        raise needed(model)
     if config is None:
         raise BoneError(f"Transformers does not know the kind of model in {model}.")
     return config

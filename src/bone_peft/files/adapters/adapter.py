@@ -49,7 +49,11 @@ class Adapter:
         return self.variant.sides(self.layers[module])[2]
 
     def rounded(self, dtype: str) -> Adapter:
-        """With every tensor in ``dtype``, such as ``"bfloat16"``."""
+        """With every tensor in ``dtype``, such as ``"bfloat16"``.
+
+        Raises:
+            BoneError: no such type, or a value is beyond what it holds.
+        """
         kinds = {str(kind).removeprefix("torch."): kind for kind in FLOATS}
         if dtype not in kinds:
             raise BoneError(f"dtype {dtype!r} is unknown; choose one of {', '.join(kinds)}.")
@@ -57,7 +61,11 @@ class Adapter:
             module: {name: tensor.to(kinds[dtype]) for name, tensor in params.items()}
             for module, params in self.layers.items()
         }
-        return replace(self, layers=layers, whole={name: t.to(kinds[dtype]) for name, t in self.whole.items()})
+        rounded = replace(self, layers=layers, whole={name: t.to(kinds[dtype]) for name, t in self.whole.items()})
+        for name, tensor in rounded.tensors().items():
+            if not torch.isfinite(tensor).all():
+                raise BoneError(f"{shown(name)} is beyond what {dtype} holds: choose bfloat16 or float32.")
+        return rounded
 
     def is_untrained(self) -> bool:
         """Whether every ``dW`` is zero, as before the first step."""
@@ -91,7 +99,9 @@ class Adapter:
         """Raise a BoneError if there is NaN or infinity in any tensor."""
         for name, tensor in self.tensors().items():
             if not torch.isfinite(tensor).all():
-                raise BoneError(f"{where} holds NaN or infinity in {shown(name)}: the training went wrong.")
+                raise BoneError(
+                    f"{where} holds NaN or infinity in {shown(name)}: its training went wrong, take an earlier one."
+                )
 
     def check_fits(self, shape_of: ShapeOf, where: str) -> None:
         """Raise a BoneError if a module is missing in the base, or has another shape there."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from peft.utils.other import EMBEDDING_LAYER_NAMES, get_pattern_key
+from peft.utils.other import EMBEDDING_LAYER_NAMES
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io import read_json, read_safetensors, read_torch
 from bone_peft.io.names import brief, check_names, shown
 from bone_peft.method import BoneConfig
+from bone_peft.method.tuner.patterns import check_patterns, pattern_key
 from bone_peft.method.variants import Params
 
 from .adapter import Adapter
@@ -79,7 +79,10 @@ def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     stray = next((name for name in stored if not name.startswith(PREFIX)), None)
     if stray is not None:
         raise BoneError(f"{weights} has {shown(stray)}, and PEFT's names start with {PREFIX}: is it an adapter?")
-    return config, {name.removeprefix(PREFIX): tensor.read() for name, tensor in stored.items()}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
+    parents = {name.rpartition(".")[0] for name in tensors}
+    check_patterns(config, sorted(parents | {name.rpartition(".")[0] for name in parents}), str(path / CONFIG))
+    return config, {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def split(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Params], dict[str, Tensor]]:
@@ -110,7 +113,6 @@ def bone_config(config: dict[str, Any], where: Path, **options: Any) -> BoneConf
             raise BoneError(
                 f"{where / CONFIG} has {name}={shown(str(value))}, which is no {_TYPES[name][0]}: is it damaged?"
             )
-    _check_patterns(config | options, where)
     try:
         return BoneConfig(**{name: config[name] for name in COMMON if name in config}, **options)
     except BoneError as error:
@@ -121,25 +123,12 @@ def bone_config(config: dict[str, Any], where: Path, **options: Any) -> BoneConf
         ) from None
 
 
-def _check_patterns(config: Mapping[str, Any], where: Path) -> None:
-    """What PEFT takes as regular expressions has to be some."""
-    single = [config.get(name) for name in ("target_modules", "exclude_modules")]
-    for pattern in [*(p for p in single if isinstance(p, str)), *(config.get("rank_pattern") or ())]:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BoneError(
-                f"{where / CONFIG} has {shown(pattern)}, which is no regular expression ({error})."
-            ) from None
-
-
 def checked(adapter: Adapter, path: Path) -> Adapter:
     """Itself, if tensors and config are of one adapter."""
     adapter.checked(str(path))
     for module in adapter.layers:
         config = adapter.config
-        pattern = get_pattern_key(list(config.rank_pattern or {}), module)
-        size = config.layer_size((config.rank_pattern or {}).get(pattern))
+        size = config.layer_size(config.rank_pattern.get(pattern_key(config.rank_pattern, module)))
         if size != adapter.r(module):
             raise BoneError(
                 f"{path} has tensors of size {adapter.r(module)} for {shown(module)}, and its config says "

@@ -10,7 +10,7 @@ def accepts(base: str) -> bool:
     return base.endswith(".pth")
 
 
-def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
+def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
     if not Path(base).is_file():
         raise BoneError(f"There is no base model at {base!r}; give the path of RWKV's .pth file.")
     try:

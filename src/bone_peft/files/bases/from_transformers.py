@@ -5,12 +5,15 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
+from ..checkpoints.model_folder import check_loadable
+from ..remote_code import not_run
+
 
 def accepts(base: str) -> bool:
     return True
 
 
-def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
+def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(base)
@@ -22,12 +25,19 @@ def load(base: str, **kwargs: Any) -> tuple[Any, Any]:
         )
     if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
         raise BoneError(f"There is no base model at {base!r}; give a model folder, a .gguf file or a hub name.")
+    if folder.is_dir() and not trust_remote_code:
+        check_loadable(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        with not_run(base):
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except BoneError:
+        raise
     except Exception as error:
         if folder.is_dir() and not list(folder.glob("*token*")):
             raise BoneError(
                 f"{base!r} holds no tokenizer: save one there, with the tokenizer's save_pretrained()."
             ) from error
         raise
-    return AutoModelForCausalLM.from_pretrained(base, **kwargs), tokenizer
+    with not_run(base):
+        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code, **kwargs)
+    return model, tokenizer

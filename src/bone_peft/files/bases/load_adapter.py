@@ -5,7 +5,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.io import read_safetensors
+from bone_peft.io.names import brief
 from bone_peft.io.place import expanded
+
+from ..adapters import read_adapter
 
 
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
@@ -23,7 +27,6 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
         BoneError: no adapter there, a file is damaged or foreign, or it was made for another architecture.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
 
     folder = expanded(folder)
     if folder.suffix == ".pth":
@@ -31,18 +34,14 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise BoneError(f"There is no adapter in {folder}: {name} is missing.")
-    try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-            stored = set(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise BoneError(
-            f"{folder / 'adapter_model.safetensors'} is damaged or no safetensors file ({error}); "
-            "take another copy or an earlier checkpoint."
-        ) from error
+    # What PEFT would believe: sizes, patterns, and numbers that are some.
+    adapter, _ = read_adapter(folder)
+    adapter.check_finite(str(folder))
+    stored = set(read_safetensors(folder / "adapter_model.safetensors").tensors)
     try:
         peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-        raise _mismatch(folder, model, str(error).strip().splitlines()[0]) from error
+    except Exception as error:  # whatever PEFT trips over
+        raise _mismatch(folder, model, brief(error)) from error
     wanted = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
     if missing := sorted(wanted - stored):
         raise _mismatch(folder, model, f"{len(missing)} tensors are missing from its file, such as {missing[0]}")
@@ -52,7 +51,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
 
 
 def _load_rwkv_peft(model: Any, file: Path, trainable: bool) -> Any:
-    from ..adapters import read_adapter, write_adapter
+    from ..adapters import write_adapter
 
     with TemporaryDirectory() as scratch:
         folder = Path(scratch, "adapter")

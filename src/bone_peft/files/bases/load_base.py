@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from bone_peft.errors import BoneError
 from bone_peft.io.place import with_home
 
+from ..checkpoints.checkpoint import is_finite
 from . import from_gguf, from_pth, from_transformers
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -17,7 +18,7 @@ class Loader(Protocol):
     def accepts(self, base: str) -> bool:
         """True when ``base`` names a file or folder of this family."""
 
-    def load(self, base: str, **kwargs: Any) -> tuple[Any, Any]:
+    def load(self, base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
         """Return ``(model, tokenizer)``; ``kwargs`` go to ``from_pretrained``."""
 
 
@@ -25,7 +26,14 @@ class Loader(Protocol):
 LOADERS: list[Loader] = [from_gguf, from_pth, from_transformers]
 
 
-def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", device: Any = "cpu") -> tuple[Any, Any]:
+def load_base(
+    base: str,
+    *,
+    dtype: str = "bfloat16",
+    quantize: str = "none",
+    device: Any = "cpu",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
     """Load a base model and its tokenizer.
 
     Args:
@@ -34,6 +42,7 @@ def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", dev
         dtype: of the weights: ``"auto"`` (as stored), ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         quantize: ``"none"``, or ``"8bit"`` / ``"4bit"`` (bitsandbytes).
         device: a torch device for the weights.
+        trust_remote_code: run the Python code that a base brings along, as Transformers means it.
 
     Returns:
         ``(model, tokenizer)``. The model is in eval mode; the tokenizer has a padding token.
@@ -47,7 +56,8 @@ def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", dev
         raise BoneError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
     base = with_home(base)
     loader = next(loader for loader in LOADERS if loader.accepts(base))
-    kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     if str(device) != "cpu":
         kwargs["device_map"] = {"": device}
     if (quantization := _quantization(quantize, dtype)) is not None:
@@ -60,7 +70,18 @@ def load_base(base: str, *, dtype: str = "bfloat16", quantize: str = "none", dev
         raise BoneError(f"The base {base!r} cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_finite(model, base)
     return model.eval(), tokenizer
+
+
+def _check_finite(model: Any, base: str) -> None:
+    for name, parameter in model.named_parameters():
+        # What is quantized is whole numbers, and smaller types have no infinity.
+        if parameter.is_floating_point() and parameter.itemsize > 1 and not is_finite(parameter.detach()):
+            raise BoneError(
+                f"The base {base!r} holds NaN or infinity in {name}: it is broken, or its numbers are beyond what "
+                f"{str(parameter.dtype).removeprefix('torch.')} holds."
+            )
 
 
 def _quantization(quantize: str, dtype: str) -> Any:
@@ -82,4 +103,4 @@ def _quantization(quantize: str, dtype: str) -> Any:
 def _first_line(error: Exception) -> str:
     """As the end of a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" :;,.") + "." if lines else f"{type(error).__name__}."
+    return lines[0][:300].rstrip(" :;,.") + "." if lines else f"{type(error).__name__}."

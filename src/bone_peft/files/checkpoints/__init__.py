@@ -16,13 +16,17 @@ from .checkpoint import Checkpoint, Edit, Progress
 __all__ = ["Checkpoint", "Edit", "Progress", "open_checkpoint"]
 
 
-def open_checkpoint(base: str, *, task_type: str | None = None, dtype: str = "bfloat16") -> Checkpoint:
+def open_checkpoint(
+    base: str, *, task_type: str | None = None, dtype: str = "bfloat16", trust_remote_code: bool = False
+) -> Checkpoint:
     """Look into a base model without loading it.
 
     Args:
         base: a model folder, a hub name, a ``.gguf`` file, ``package:NAME``, or an RWKV ``.pth`` file.
         task_type: PEFT's word for what the model is used for; by default it is what ``config.json`` says.
         dtype: of the weights that a GGUF file is unpacked to. All other kinds keep theirs.
+        trust_remote_code: run the Python code that a base brings along, to learn how it names and ties its weights.
+            Without it, the names in the files are taken as they are.
 
     Raises:
         BoneError: nothing there, or it cannot be read.
@@ -34,7 +38,7 @@ def open_checkpoint(base: str, *, task_type: str | None = None, dtype: str = "bf
     if path.suffix == ".pth":
         return pth_file.RwkvCheckpoint(path)
     if path.is_dir():
-        return model_folder.FolderCheckpoint(path, task_type)
+        return model_folder.FolderCheckpoint(path, task_type, trust_remote_code)
     if path.exists() or path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
         raise BoneError(f"There is no base model at {base!r}; give a model folder, a .gguf file or a hub name.")
-    return model_folder.FolderCheckpoint(model_folder.download(base), task_type)
+    return model_folder.FolderCheckpoint(model_folder.download(base), task_type, trust_remote_code)

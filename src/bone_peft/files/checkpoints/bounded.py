@@ -25,23 +25,25 @@ T = TypeVar("T")
 PARTS = 100_000
 """Modules and parameters that a model may have. The largest of Transformers have some 8,000."""
 
-SECONDS = 10
+SECONDS = 3
 """Of the processor, so that a busy machine is no reason. The largest take a third of one."""
 
 BYTES = 2**30
 
 
-def bounded(work: Callable[[], T], where: Path | str, parts: int = PARTS) -> T:
+def bounded(work: Callable[[], T], where: Path | str, parts: int = PARTS, seconds: float | None = None) -> T:
     """What ``work`` returns, or a BoneError as soon as it does too much.
 
     Args:
         work: builds a config or a model. It runs in a thread of its own, as a thread can be stopped from outside.
         where: the config is, to be named in errors.
         parts: modules and parameters that it may give to modules.
+        seconds: of the processor, if it may take longer than others.
 
     Raises:
         BoneError: it was stopped. What it raises itself comes through.
     """
+    seconds = seconds or SECONDS
     result: Future[T] = Future()
 
     def run() -> None:
@@ -52,12 +54,12 @@ def bounded(work: Callable[[], T], where: Path | str, parts: int = PARTS) -> T:
             result.set_exception(error)
 
     worker = threading.Thread(target=run, daemon=True)
-    last, most = time.process_time() + SECONDS, _peak() + BYTES
+    last, most = time.process_time() + seconds, _peak() + BYTES
     worker.start()
     try:
         while worker.is_alive():
             if time.process_time() > last:
-                raise _too_much(where, f"{SECONDS} seconds of work")
+                raise _too_much(where, f"{seconds} seconds of work")
             if _peak() > most:
                 raise _too_much(where, f"{BYTES >> 20} MiB of memory")
             worker.join(0.01)

@@ -77,11 +77,13 @@ class Edit:
         adapters: variant and tensors of each adapter, in their order.
         replacement: the value to start from instead of the stored one.
         transposed: whether the weight is stored as ``(in, out)``.
+        name: of the weight, for errors.
     """
 
     adapters: Sequence[tuple[type[Variant], Params]] = ()
     replacement: Tensor | None = None
     transposed: bool = False
+    name: str = "a weight"
 
     def pieces(self, stored: Readable) -> Iterator[Tensor]:
         """The new weight in row-major pieces, in the stored type. Computed in float32, rounded once.
@@ -89,7 +91,7 @@ class Edit:
         Each core computes a piece of its own, and they are a little ahead of what is taken.
 
         Raises:
-            BoneError: if the new weight holds NaN or infinity.
+            BoneError: if the new weight holds NaN or infinity: the base does, or its type is too small for the sum.
         """
         if self.replacement is not None and self.replacement.shape != stored.shape:
             raise BoneError(
@@ -115,17 +117,23 @@ class Edit:
 
     @torch.no_grad()
     def _piece(self, stored: Readable, span: tuple[int, int], whole: bool) -> Tensor:
+        piece = self._merged(self._before(stored, span, whole), None if whole else span)
+        if is_finite(piece):
+            return piece
+        if self.replacement is None and not is_finite(self._before(stored, span, whole)):
+            raise BoneError(f"The base holds NaN or infinity in {self.name}: it is broken, take another copy of it.")
+        raise BoneError(
+            f"Merging gives NaN or infinity in {self.name}, whose {str(piece.dtype).removeprefix('torch.')} holds no "
+            "numbers so large, so nothing was written: take the base in another type, or an earlier adapter."
+        )
+
+    def _before(self, stored: Readable, span: tuple[int, int], whole: bool) -> Tensor:
+        """Rows of what the adapters are added to, in memory of their own."""
         start, stop = span
-        if self.replacement is not None:
-            piece = self.replacement[start:stop] if self.replacement.ndim else self.replacement
-            piece = piece.to(stored.dtype or torch.float32, copy=True)
-        else:
-            piece = stored.read() if whole else stored.read_rows(start, stop)
-        piece = self._merged(piece, None if whole else span)
-        # Five times faster than isfinite(): both ends of the range say it, NaN included.
-        if piece.numel() and not all(map(isfinite, map(float, piece.aminmax()))):
-            raise BoneError("Merging gives NaN or infinity, so nothing was written: the adapter is broken.")
-        return piece
+        if self.replacement is None:
+            return stored.read() if whole else stored.read_rows(start, stop)
+        piece = self.replacement[start:stop] if self.replacement.ndim else self.replacement
+        return piece.to(stored.dtype or torch.float32, copy=True)
 
     def _step(self, columns: int) -> int:
         """Rows of a piece; a piece ends where a block of every adapter ends."""
@@ -145,6 +153,12 @@ class Edit:
             merged += variant.delta_weight({name: tensor.to(dtype) for name, tensor in part.items()}, merged)
         stored.copy_(merged)
         return weight
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity."""
+    # Five times faster than isfinite(): both ends of the range say it, NaN included.
+    return not tensor.numel() or all(map(isfinite, map(float, tensor.aminmax())))
 
 
 class Checkpoint(Protocol):

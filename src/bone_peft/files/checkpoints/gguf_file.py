@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
+from bone_peft.io.gguf_header import check_gguf
 from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
 
-from ..bases import from_gguf
+from ..gguf_path import accepts, path_of
+from ..remote_code import not_run
 from . import outline
 from .bounded import bounded
 from .checkpoint import Edit, Held, Progress, Readable
@@ -26,7 +28,7 @@ from .ties import parted, with_ties
 
 SHARD_BYTES = 5 * 10**9
 
-accepts = from_gguf.accepts
+__all__ = ["GgufCheckpoint", "accepts"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class GgufCheckpoint:
 
     def __init__(self, base: str, dtype: str = "bfloat16") -> None:
         self.name = base
-        self.path = from_gguf.path_of(base)
+        self.path = path_of(base)
+        self.numbers = check_gguf(self.path)
         # "auto" is what Transformers makes of a GGUF file when it is not told.
         self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         self._where = {"pretrained_model_name_or_path": str(self.path.parent), "gguf_file": self.path.name}
@@ -100,7 +103,9 @@ class GgufCheckpoint:
 
     @cached_property
     def model(self) -> Any:
-        return outline.outline(self.config, "CAUSAL_LM", self._parts, self.path)
+        model = outline.outline(self.config, "CAUSAL_LM", self._parts, self.path)
+        outline.check_size(model, self.numbers, self.path)
+        return model
 
     @cached_property
     def _reader(self) -> Any:
@@ -183,7 +188,8 @@ class GgufCheckpoint:
                 entries = {name: (self.dtype, tensors[name].shape) for name in names}
                 target.write(header_bytes(entries, {"format": "pt"}))
                 for name in names:
-                    edit = Edit() if name in added else edits.get(name, Edit())
+                    unchanged = Edit(name=name)
+                    edit = unchanged if name in added else edits.get(name, unchanged)
                     write_pieces(target, edit.pieces(Held(tensors[name].read())), wrote)
                 sync(target)
         if len(shards) > 1:
@@ -197,7 +203,9 @@ class GgufCheckpoint:
     def _write_rest(self, out: Path) -> None:
         from transformers import AutoTokenizer, GenerationConfig
 
-        AutoTokenizer.from_pretrained(**self._where).save_pretrained(out)
+        with not_run(self.name):
+            tokenizer = AutoTokenizer.from_pretrained(**self._where, trust_remote_code=False)
+        tokenizer.save_pretrained(out)
         GenerationConfig.from_model_config(self.config).save_pretrained(out)
         self.config.architectures = [type(self.model).__name__]
         self.config.save_pretrained(out)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,38 @@ def download(name: str) -> Path:
         ) from error
 
 
+def check_loadable(path: Path) -> None:
+    """Look whether a model folder asks for more than its weights hold, before Transformers makes a model of it.
+
+    Raises:
+        BoneError: it does, or it is unsound in another way.
+    """
+    where = path / "config.json"
+    settings = read_json(where)
+    if not settings.get("quantization_config"):
+        checkpoint = FolderCheckpoint(path, "CAUSAL_LM")
+        _ = checkpoint.names
+        model, numbers = (
+            checkpoint.model,
+            sum(prod(t.shape) for file in checkpoint.files for t in file.tensors.values()),
+        )
+    else:
+        # Packed as somebody else knows; two bits are the least for a number.
+        config = outline.load_config(settings, where, "CAUSAL_LM")
+        model = None if config is None else outline.outline(config, "CAUSAL_LM", where=where)
+        numbers = 4 * sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if model is not None:
+        outline.check_size(model, numbers, where)
+
+
 class FolderCheckpoint:
     """A model folder. See :class:`~bone_peft.files.checkpoints.Checkpoint`."""
 
-    def __init__(self, path: Path, task_type: str | None = None) -> None:
+    def __init__(self, path: Path, task_type: str | None = None, trust_remote_code: bool = False) -> None:
         self.path = path
         self.name = str(path)
         self.task_type = task_type
+        self.trust_remote_code = trust_remote_code
         if not (path / "config.json").is_file():
             raise BoneError(f"{str(path)!r} is not a model folder, it has no config.json.")
         self.settings = read_json(path / "config.json")
@@ -79,6 +105,8 @@ class FolderCheckpoint:
 
     @cached_property
     def config(self) -> Any:
+        if self.trust_remote_code and "auto_map" in self.settings:
+            return outline.own_config(self.path)
         return outline.load_config(self.settings, self.path / "config.json", self.task_type, self._parts)
 
     @cached_property
@@ -86,7 +114,8 @@ class FolderCheckpoint:
         """The outline of the model; ``None`` if Transformers does not know it, and names are taken as they are."""
         if self.config is None:
             return None
-        return outline.outline(self.config, self.task_type, self._parts, self.path / "config.json")
+        where = self.path / "config.json"
+        return outline.outline(self.config, self.task_type, self._parts, where, self.trust_remote_code)
 
     @property
     def _parts(self) -> int:

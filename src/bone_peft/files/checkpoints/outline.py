@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
 
+from ..remote_code import not_run
 from . import bounded
 
 # Above every vocabulary: no list of a config that is judged is longer, and no model has as many layers.
@@ -57,7 +59,11 @@ def parts(tensors: int) -> int:
 
 
 def outline(
-    config: Any, task_type: str | None = None, most: int = bounded.PARTS, where: Path | str = "The config"
+    config: Any,
+    task_type: str | None = None,
+    most: int = bounded.PARTS,
+    where: Path | str = "The config",
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """The model that ``config`` describes, on the meta device: a moment, and no memory.
 
@@ -65,20 +71,41 @@ def outline(
         BoneError: Transformers cannot build it, or it has more modules and parameters than ``most``.
     """
 
+    own = _of_map(config) if trust_remote_code else None
+    cls = _AUTO.get(task_type or "") or own or _named(config.architectures) or transformers.AutoModelForCausalLM
+    # The first of its kind imports its code, which is no work of this config's.
+    getattr(cls, "_model_mapping", {}).get(type(config), None)
+
     def build() -> nn.Module:
-        cls = _AUTO.get(task_type or "") or _named(config.architectures) or transformers.AutoModelForCausalLM
-        from_config = getattr(cls, "_from_config", None) or cls.from_config
+        from_config = getattr(cls, "_from_config", None) or partial(
+            cls.from_config, trust_remote_code=trust_remote_code
+        )
         with torch.device("meta"):
             return from_config(config, dtype=config.dtype or torch.float32).eval()
 
     try:
-        return bounded.bounded(build, where, most)
+        with not_run(where):
+            return bounded.bounded(build, where, most)
     except BoneError:
         raise
     except Exception as error:
         raise BoneError(
             f"Transformers cannot build a {config.model_type} model from this config ({brief(error)})."
         ) from error
+
+
+def own_config(base: Path | str) -> Any:
+    """The config of a model that comes with its own code, which is run."""
+    try:
+        return transformers.AutoConfig.from_pretrained(base, trust_remote_code=True)
+    except Exception as error:
+        raise BoneError(f"The config of {base} cannot be read ({brief(error)}).") from error
+
+
+def _of_map(config: Any) -> Any:
+    """The Auto class that the code of a model is for."""
+    names = (name for name in getattr(config, "auto_map", None) or () if name.startswith("AutoModel"))
+    return getattr(transformers, next(names, ""), None)
 
 
 def _named(architectures: Any) -> Any:
@@ -174,6 +201,23 @@ def check_stored(model: nn.Module, names: Names, shapes: Mapping[str, tuple[int,
                     f"{where} asks for {path}.{held.index(False)}, and the weights hold nothing of it: they are of "
                     "different models."
                 )
+
+
+def check_size(model: nn.Module, numbers: int, where: Path | str) -> None:
+    """Raise a BoneError if the model has far more parameters than the weights hold numbers: they would be made up.
+
+    Args:
+        model: the outline.
+        numbers: in the files.
+        where: the model is described, to be named in errors.
+    """
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    # Weights that are tied or shared are stored once, and heads may be new.
+    if wanted > 4 * numbers + 10**7:
+        raise BoneError(
+            f"{where} asks for a model of {wanted:,} parameters, and the weights hold {numbers:,}: they are of "
+            "different models."
+        )
 
 
 def load_config(

@@ -11,6 +11,7 @@ from bone_peft.io.place import keep_off
 
 from ..adapters import Adapter, format_for, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
+from ..checkpoints.checkpoint import is_finite
 from .live import LiveBase, adapter_of
 from .to_lora import exact, nearest, one_rank
 
@@ -46,6 +47,7 @@ def convert(
     dtype: str | None = None,
     adapter_name: str = "default",
     force: bool = False,
+    trust_remote_code: bool = False,
 ) -> Converted:
     """Write an adapter in another format.
 
@@ -66,6 +68,8 @@ def convert(
             RWKV-PEFT's merge wants them in the type of its base.
         adapter_name: which adapter of a live model.
         force: replace ``out`` if it is an adapter that this package wrote.
+        trust_remote_code: as for :func:`bone_peft.files.checkpoints.open_checkpoint`, for ``base``: what the
+            adapter names is not trusted for it.
 
     Returns:
         The adapter written, and the errors, if it is not exact.
@@ -82,7 +86,8 @@ def convert(
         found, format = read_adapter(adapter)
         where, source = str(adapter), format.name
         keep_off(out, (found.config.base_model_name_or_path,))
-        at = _base(base, found) if to == "lora" or found.mini_r is not None or base is not None else None
+        needed = to == "lora" or found.mini_r is not None or base is not None
+        at = _base(base, found, trust_remote_code) if needed else None
     else:
         found, where, source, at = adapter_of(adapter, adapter_name), "the model", "live", LiveBase(adapter)
     found.check_finite(where)
@@ -100,17 +105,20 @@ def convert(
         raise BoneError(f"rank, energy and uniform are for LoRA, and {to} is exact without: leave them out.")
     if dtype is not None:
         found = found.rounded(dtype)
+    if not all(is_finite(tensor) for tensor in found.tensors().values()):
+        raise BoneError(f"{where} has numbers that are too large to be written as {to}: nothing was written.")
     write_adapter(found, to, out, force=force)
     return Converted(found, source, errors)
 
 
-def _base(base: str | None, adapter: Adapter) -> Checkpoint:
+def _base(base: str | None, adapter: Adapter, trust_remote_code: bool) -> Checkpoint:
     name = base or adapter.config.base_model_name_or_path
     if not name:
         raise BoneError("This conversion needs the shapes of the base's layers: name the base with --base.")
-    task = adapter.config.task_type
+    kind = adapter.config.task_type
+    task = None if kind is None else str(getattr(kind, "value", kind))
     try:
-        return open_checkpoint(name, task_type=None if task is None else str(getattr(task, "value", task)))
+        return open_checkpoint(name, task_type=task, trust_remote_code=trust_remote_code and base is not None)
     except BoneError as error:
         if base is not None:
             raise

@@ -14,6 +14,7 @@ from bone_peft.method.variants import Params
 
 from ..adapters import Adapter
 from ..adapters.peft_folder import with_sizes
+from ..checkpoints.checkpoint import is_finite
 
 
 class Base(Protocol):
@@ -60,7 +61,10 @@ def nearest(adapter: Adapter, base: Base, rank: int | None, energy: float | None
     layers: dict[str, Params] = {}
     errors: dict[str, float] = {}
     for module, dtype, delta in _deltas(adapter, base):
-        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        try:
+            u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        except torch.linalg.LinAlgError:
+            raise BoneError(f"The dW of {module} has no singular values: its numbers are too large.") from None
         squares = s.double().square()
         total = squares.sum()
         kept = min(rank, len(s)) if rank is not None else _needed(squares, energy or 1.0)
@@ -101,6 +105,10 @@ def _deltas(adapter: Adapter, base: Base) -> Iterator[tuple[str, torch.dtype, Te
         if stored is None:
             raise BoneError(f"The base has no {module}.weight as a tensor of its own, so dW cannot be computed.")
         weight = stored.read().float()
+        if not is_finite(weight):
+            raise BoneError(
+                f"The base holds NaN or infinity in {module}.weight: it is broken, take another copy of it."
+            )
         weight = weight.T if base.transposed(module) else weight
         dtype = next(iter(params.values())).dtype
         held = {name: tensor.float() for name, tensor in params.items()}

@@ -49,6 +49,7 @@ def merge(
     weights: Sequence[float] | None = None,
     dtype: str = "bfloat16",
     force: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Merged:
     """Merge adapters into a base, tensor by tensor, as ``merge_and_unload()`` would.
@@ -63,6 +64,7 @@ def merge(
         weights: a factor on each adapter's ``dW``; 1 by default.
         dtype: what a GGUF base is unpacked to; all other bases keep theirs.
         force: replace ``out`` if it is a merged model that this package wrote.
+        trust_remote_code: as for :func:`bone_peft.files.checkpoints.open_checkpoint`.
         progress: called with bytes written and bytes to write.
 
     Raises:
@@ -75,7 +77,7 @@ def merge(
         raise BoneError(f"A merged RWKV model is a .pth file: call the output {Path(out).name}.pth.")
     place = check_free(out, kind, replace=force, inputs=(base, *adapters))
     given = _given(adapters, weights)
-    checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype)
+    checkpoint = open_checkpoint(base, task_type=_task_type(given), dtype=dtype, trust_remote_code=trust_remote_code)
     edits = plan(checkpoint, given)
     _check_space(checkpoint, place)
     with _staged(out, kind, force) as staging, _one_thread():

@@ -49,11 +49,12 @@ def plan(base: Checkpoint, adapters: Sequence[Weighted]) -> dict[str, Edit]:
                 raise BoneError(f"{whole[name][0]} and {given.where} both bring {name}: merge one of them only.")
             whole[name] = (given.where, tensor)
 
-    edits = {name: Edit(replacement=tensor) for name, (_, tensor) in whole.items()}
+    edits = {name: Edit(replacement=tensor, name=name) for name, (_, tensor) in whole.items()}
     for module, stack in layers.items():
-        before = edits.get(f"{module}.weight", Edit())
-        edits[f"{module}.weight"] = replace(before, adapters=stack, transposed=base.transposed(module))
-        stored = base.tensors.get(f"{module}.weight")
+        name = f"{module}.weight"
+        before = edits.get(name, Edit(name=name))
+        edits[name] = replace(before, adapters=stack, transposed=base.transposed(module))
+        stored = base.tensors.get(name)
         if stored is not None and (
             stored.dtype is None or not stored.dtype.is_floating_point or stored.dtype.itemsize < 2
         ):

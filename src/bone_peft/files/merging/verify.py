@@ -42,6 +42,7 @@ def verify(
     *,
     weights: Sequence[float] | None = None,
     dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Verified:
     """Load both models, and compare their logits.
 
@@ -54,6 +55,7 @@ def verify(
         merged: the folder it was merged into.
         prompt: text.
         dtype: of the weights.
+        trust_remote_code: as for :func:`bone_peft.load_base`.
 
     Raises:
         BoneError: the merged folder is not what merging in memory gives.
@@ -61,13 +63,13 @@ def verify(
     from peft import PeftModel
 
     names = [f"adapter{index}" for index in range(len(adapters))]
-    model, tokenizer = load_base(base, dtype=dtype)
+    model, tokenizer = load_base(base, dtype=dtype, trust_remote_code=trust_remote_code)
     tokens = tokenizer(prompt, return_tensors="pt")
     tuned: Any = None
     with TemporaryDirectory() as folder:
         for name, adapter in zip(names, adapters, strict=True):
             # PEFT reads this format whatever the one given.
-            convert(adapter, "bone", Path(folder, name), base=base)
+            convert(adapter, "bone", Path(folder, name), base=base, trust_remote_code=trust_remote_code)
             if tuned is None:
                 tuned = PeftModel.from_pretrained(model, str(Path(folder, name)), adapter_name=name)
             else:
@@ -80,7 +82,7 @@ def verify(
     beside: Tensor = tuned.eval()(**tokens).logits.float()
     in_memory = tuned.merge_and_unload(adapter_names=names)(**tokens).logits.float()
     del tuned, model
-    from_files = load_base(str(merged), dtype=dtype)[0](**tokens).logits.float()
+    from_files = load_base(str(merged), dtype=dtype, trust_remote_code=trust_remote_code)[0](**tokens).logits.float()
     rounding, allowed = _distance(beside, from_files), _distance(beside, in_memory)
     if not torch.equal(in_memory, from_files) and rounding > allowed:
         raise BoneError(

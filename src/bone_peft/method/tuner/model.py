@@ -15,7 +15,7 @@ from peft.utils import (
     _get_submodules,
     get_quantization_kwargs,
 )
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
@@ -24,6 +24,7 @@ from . import attention
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
+from .patterns import check_patterns, pattern_key
 from .siblings import watch
 from .targets import also_excluded, trained_whole, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
@@ -179,6 +180,7 @@ class BoneModel(BaseTuner):
         chosen_for_the_user = config.target_modules is None or config.target_modules == "all-linear"
         self._skipped = {} if chosen_for_the_user else None
         try:
+            check_patterns(vars(config), (name for name, _ in model.named_modules()))
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._tell_skipped(self.peft_config[adapter_name])
         except Exception:
@@ -206,7 +208,7 @@ class BoneModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        pattern = get_pattern_key(list(peft_config.rank_pattern), current_key)
+        pattern = pattern_key(peft_config.rank_pattern, current_key)
         r = peft_config.layer_size(peft_config.rank_pattern.get(pattern))
         if attention.has_in_projection(target):
             adapt = partial(self._adapt, peft_config, adapter_name, parent=target)

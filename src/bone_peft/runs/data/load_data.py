@@ -3,6 +3,7 @@
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.files.bases import check_chat_template
 from bone_peft.io.place import with_home
 
 from . import rows
@@ -42,6 +43,8 @@ def load_data(
     if chat and not has_template:
         raise BoneError("chat is set, but this base's tokenizer has no chat template; leave chat out.")
     as_chat = has_template if chat is None else chat
+    if as_chat:
+        check_chat_template(tokenizer)
     if fields is None and "messages" in dataset.column_names:
         if not as_chat:
             raise BoneError(

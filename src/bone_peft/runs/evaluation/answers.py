@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from bone_peft.files.bases import check_chat_template
+from bone_peft.io.names import printable
+
 from .tokens import encode_prompt, expected_text, prompt_text
 
 
@@ -64,9 +67,11 @@ def stream_answer(
         The whole answer.
     """
     import torch
-    from transformers import TextStreamer, set_seed
+    from transformers import set_seed
 
     as_chat = bool(tokenizer.chat_template) if chat is None else chat
+    if as_chat:
+        check_chat_template(tokenizer)
     ids = encode_prompt([{"role": "user", "content": prompt}] if as_chat else prompt, tokenizer)
     if seed is not None:
         set_seed(seed)
@@ -78,7 +83,18 @@ def stream_answer(
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if echo else None,
+            streamer=_streamer(tokenizer) if echo else None,
             **sampling,
         )
     return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+
+
+def _streamer(tokenizer: Any) -> Any:
+    """Prints what a model says. Its words may be anybody's, so none of them moves the cursor."""
+    from transformers import TextStreamer
+
+    class Printable(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
+    return Printable(tokenizer, skip_prompt=True, skip_special_tokens=True)

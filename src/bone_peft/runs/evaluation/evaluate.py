@@ -35,6 +35,7 @@ def evaluate(
     *,
     dtype: str = "bfloat16",
     device: Any = None,
+    trust_remote_code: bool = False,
     on_subject: Callable[[str, int], Callable[[int], None]] | None = None,
     **options: Any,
 ) -> dict[str, Score]:
@@ -45,6 +46,7 @@ def evaluate(
         load_rows: from a tokenizer to rows, usually ``load_data`` with everything else filled in.
         dtype: of the weights.
         device: where to run; None takes an accelerator when there is one.
+        trust_remote_code: as for :func:`bone_peft.load_base`.
         on_subject: called with a subject's name and the number of rows; what it returns is called with
             the number of rows done since the last call.
         options: for :func:`bone_peft.runs.evaluation.score`.
@@ -56,7 +58,9 @@ def evaluate(
     for name, subject in subjects.items():
         if loaded is None or loaded[0] != subject.base:
             loaded = None  # free the old weights first
-            model, tokenizer = load_base(subject.base, dtype=dtype, device=device or best_device())
+            model, tokenizer = load_base(
+                subject.base, dtype=dtype, device=device or best_device(), trust_remote_code=trust_remote_code
+            )
             loaded = (subject.base, model, tokenizer)
         _, model, tokenizer = loaded
         if subject.adapter is not None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import yaml
 
 from bone_peft.errors import BoneError
+from bone_peft.io.names import shown
 from bone_peft.io.whole import whole_file
+from bone_peft.io.yaml_file import parse_yaml, read_yaml
 
 from .. import recipes
 
@@ -40,6 +41,7 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        trust_remote_code: run the Python code that the base brings along.
         allow_unused: train on although some adapter tensors get no gradient.
         continue_from: an adapter to train on, as for :func:`bone_peft.files.bases.load_adapter`, in place of a new one.
         adapter: arguments of :class:`bone_peft.BoneConfig`.
@@ -57,6 +59,7 @@ class Recipe:
     seed: int = 0
     quantize: str = "none"
     continue_from: str | None = None
+    trust_remote_code: bool = False
     allow_unused: bool = False
     adapter: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -75,10 +78,7 @@ class Recipe:
                     f"There is no recipe {str(name)!r}; give a YAML file or one of {', '.join(recipes.names())}."
                 )
             path = recipes.path_of(str(name))
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BoneError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise BoneError(f"{path} holds no recipe; write it as `key: value` lines, such as `base: ...`.")
         content.pop("versions", None)  # written by a run for the record
@@ -159,8 +159,9 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise BoneError(f"seed in {where} must be a whole number of zero or more, found {self.seed!r}.")
-        if not isinstance(self.allow_unused, bool):
-            raise BoneError(f"allow_unused in {where} must be true or false, found {self.allow_unused!r}.")
+        for name in ("trust_remote_code", "allow_unused"):
+            if not isinstance(getattr(self, name), bool):
+                raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")
         if self.chat not in (None, True, False):
             raise BoneError(f"chat in {where} must be true or false, found {self.chat!r}.")
 
@@ -168,9 +169,9 @@ class Recipe:
 def parse_value(text: str) -> Any:
     """A value from the command line, read as in a recipe (``1e-4`` is a number, ``[a, b]`` a list)."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise BoneError(f"{text!r} is not a value; quote it, or write it as in YAML.") from error
+        return parse_yaml(text, repr(text))
+    except BoneError as error:
+        raise BoneError(f"{shown(text)} is not a value; quote it, or write it as in YAML.") from error
 
 
 def versions_now() -> dict[str, str]:
@@ -192,12 +193,3 @@ def _known_keys(section: str, given: Iterable[str], known: Iterable[str]) -> Non
 def _unknown(key: str, known: Iterable[str], where: str) -> BoneError:
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     return BoneError(f"{key!r} in {where} is no recipe key{f'; did you mean {close[0]!r}?' if close else '.'}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``2e-5`` is a number, as its writers mean it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)

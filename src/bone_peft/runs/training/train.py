@@ -67,8 +67,14 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
         checkpoint = run.last_checkpoint()
 
     state = PartialState()
-    console.print(f"Loading [bold]{recipe.base}[/] and {recipe.data}")
-    model, tokenizer = load_base(recipe.base, dtype=recipe.dtype, quantize=recipe.quantize, device=_own_device(state))
+    console.print(f"Loading {recipe.base} and {recipe.data}", markup=False)
+    model, tokenizer = load_base(
+        recipe.base,
+        dtype=recipe.dtype,
+        quantize=recipe.quantize,
+        device=_own_device(state),
+        trust_remote_code=recipe.trust_remote_code,
+    )
     rows, held_out, removed = _load_rows(recipe, tokenizer)
     if removed:
         console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from bone_peft.errors import BoneError
+from bone_peft.method.tuner.patterns import pattern_key
 from bone_peft.method.variants import VARIANTS, Params
 
 from .. import peft_folder
@@ -30,6 +30,7 @@ _FOREIGN = (
     "trainable_token_indices",
     "lora_bias",
     "use_bdlora",
+    "megatron_config",
 )
 
 
@@ -70,8 +71,8 @@ def _scaling(config: Mapping[str, Any], module: str, path: Path) -> tuple[int, f
     """``(r, scaling)`` of a module."""
     try:
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-        r = ranks.get(get_pattern_key(list(ranks), module), config.get("r", 8))
-        alpha = alphas.get(get_pattern_key(list(alphas), module), config.get("lora_alpha", 8))
+        r = ranks.get(pattern_key(ranks, module), config.get("r", 8))
+        alpha = alphas.get(pattern_key(alphas, module), config.get("lora_alpha", 8))
         return r, alpha / (math.sqrt(r) if config.get("use_rslora") else r)
     except (TypeError, ValueError, AttributeError, ArithmeticError):
         raise BoneError(f"{path / peft_folder.CONFIG} has an r or lora_alpha that is no number.") from None
