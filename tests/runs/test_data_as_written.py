@@ -121,7 +121,7 @@ def test_rows_are_of_bounded_length(tmp_path, monkeypatch):
 
 def test_numbers_of_parquet_that_are_none_are_refused(tmp_path):
     Dataset.from_dict({"prompt": ["a", "b"], "completion": [1.5, float("nan")]}).to_parquet(str(tmp_path / "x.parquet"))
-    with pytest.raises(BoneError, match="Row 2 .*found nan"):
+    with pytest.raises(BoneError, match=r"Row 2 .*found nan"):
         load_data(str(tmp_path / "x.parquet"))
 
 

@@ -10,7 +10,7 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def sources_in(given: str | Sequence[str]) -> list[str]:
-    """Every source that ``given`` (one, or several) names, patterns such as ``data/*.jsonl`` as the files they match."""
+    """Every source that ``given`` (one, or several) names; a pattern such as ``data/*.jsonl`` as its files."""
     return [source for name in ([given] if isinstance(given, str) else given) for source in _expanded(name)]
 
 
