@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from bone_peft.io.json_text import json_text
 from bone_peft.io.whole import whole_file
 
 _OURS, _PEERS = "#1f77b4", "#b0b0b0"
@@ -14,7 +14,7 @@ _OURS, _PEERS = "#1f77b4", "#b0b0b0"
 def save(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record as JSON; an existing file is replaced in one piece."""
     with whole_file(path) as file:
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json_text(record), encoding="utf-8")
 
 
 def chart(path: str | Path, values: dict[str, float], title: str, axis: str, line: float = 1.0) -> None:
