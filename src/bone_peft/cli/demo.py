@@ -54,7 +54,7 @@ def demo(
     merged = f"{recipe.out}/merged"
 
     def held_out(tokenizer: object) -> "Dataset":
-        rows = load_data(str(recipe.eval_data), tokenizer=tokenizer, chat=recipe.chat, template=recipe.template)
+        rows = load_data(recipe.eval_data or [], tokenizer=tokenizer, chat=recipe.chat, template=recipe.template)
         return rows if eval_rows is None else rows.select(range(min(eval_rows, len(rows))))
 
     def scores_of(**subjects: Subject) -> "dict[str, Score]":

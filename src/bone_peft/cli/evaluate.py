@@ -1,6 +1,7 @@
 """``bone eval``."""
 
 import re
+from typing import Annotated
 
 import typer
 
@@ -31,7 +32,12 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     *,
-    data: str = typer.Option(..., help="Held-out rows: a file, a `datasets` name, or gym:TASK."),
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE", help="Held-out rows: a file, a `datasets` name, or gym:TASK; repeat it for more."
+        ),
+    ],
     base: str = typer.Option(None, help="Model folder, hub name, .gguf file, or package:NAME."),
     adapter: str = typer.Option(None, help="Adapter folder, scored on top of --base."),
     merged: str = typer.Option(None, help="Merged model folder, scored by itself."),
@@ -44,11 +50,11 @@ def evaluate(
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
     json_file: str = typer.Option(None, "--json", metavar="FILE", help="Also write the scores here."),
 ) -> None:
-    import json
     from dataclasses import asdict
 
+    from bone_peft.io.json_text import json_text
     from bone_peft.io.whole import check_free, whole_file
-    from bone_peft.runs.data import load_data
+    from bone_peft.runs.data import load_data, sources_in
     from bone_peft.runs.evaluation import evaluate as run
     from bone_peft.runs.evaluation import subjects_of
 
@@ -60,7 +66,7 @@ def evaluate(
     if not subjects:
         raise BoneError("There is nothing to score; give --base, with --adapter or without, or --merged.")
     if json_file is not None:
-        check_free(json_file, _SCORES, replace=True, inputs=(data, base, adapter, merged))
+        check_free(json_file, _SCORES, replace=True, inputs=(*sources_in(data), base, adapter, merged))
     screen = console()
     with ScoringProgress(screen) as on_subject:
         scores = run(
@@ -75,5 +81,8 @@ def evaluate(
     screen.print(score_table(scores))
     if json_file is not None:
         with whole_file(json_file, _SCORES) as file:
-            content = {"data": data, "scores": {name: asdict(score) for name, score in scores.items()}}
-            file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            content = {
+                "data": data[0] if len(data) == 1 else data,
+                "scores": {name: asdict(score) for name, score in scores.items()},
+            }
+            file.write_text(json_text(content), encoding="utf-8")

@@ -36,6 +36,12 @@ class Sentences(TyperGroup):
             else:
                 raise
             raise typer.Exit(2) from error
+        except Exception as error:
+            # Torch's own class, without loading torch for it.
+            if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+                raise
+            complain("There is not enough memory for this; try a smaller batch, shorter rows, or a smaller dtype.")
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(

@@ -1,6 +1,7 @@
 """``bone train``."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,8 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 [bold]Shipped recipes[/]: {", ".join(recipes.names())}
 
 [bold]Data[/]: a .jsonl, .json or .parquet file, a `datasets` name (owner/name?split=train), or a generated
-task (gym:TASK?key=value). [bold]Result[/]: OUT/adapter, OUT/recipe.yaml, OUT/report.html.
+task (gym:TASK?key=value); several by repeating --data, or by a pattern in quotes (--data "rows/*.jsonl").
+[bold]Result[/]: OUT/adapter, OUT/recipe.yaml, OUT/report.html. Every tenth of the steps is saved.
 """
 
 # The flag that sets it, to the place in the recipe.
@@ -73,8 +75,14 @@ def train(
     base: str = typer.Option(
         None, help="Model folder, hub name, .gguf file, RWKV .pth file, or package:NAME.", rich_help_panel=_MODEL
     ),
-    data: str = typer.Option(None, help="Training rows.", rich_help_panel=_MODEL),
-    eval_data: str = typer.Option(None, help="Held-out rows; left out of training.", rich_help_panel=_MODEL),
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Training rows; repeat it for more.", rich_help_panel=_MODEL),
+    ] = None,
+    eval_data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Held-out rows; left out of training.", rich_help_panel=_MODEL),
+    ] = None,
     fields: tuple[str, str] = typer.Option(
         None, metavar="PROMPT COMPLETION", help="Names of the two columns.", rich_help_panel=_MODEL
     ),
@@ -120,12 +128,18 @@ def train(
     resume: bool = typer.Option(False, "--resume", help="Continue from the last checkpoint.", rich_help_panel=_RUN),
     force: bool = typer.Option(False, "--force", help="Replace a run that OUT holds.", rich_help_panel=_RUN),
 ) -> None:
-    given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
+    given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, [])}
 
     from bone_peft.runs.training import train as run
     from bone_peft.runs.training.recipe import parse_value
 
-    for name, parse in {"init_weights": parse_value, "target_modules": _modules}.items():
+    readers: dict[str, Callable[[Any], Any]] = {
+        "init_weights": parse_value,
+        "target_modules": _modules,
+        "data": _one_or_more,
+        "eval_data": _one_or_more,
+    }
+    for name, parse in readers.items():
         if name in given:
             given[name] = parse(given[name])
     values = {_PLACES[name]: value for name, value in given.items()}
@@ -135,7 +149,7 @@ def train(
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
     screen = console()
     result = run(complete, resume=resume, force=force, console=screen)
-    screen.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n")
+    screen.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n", markup=False)
 
 
 def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
@@ -144,6 +158,8 @@ def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
     from bone_peft.runs.training.run_folder import RunFolder
 
     if name is not None:
+        if name.endswith((".jsonl", ".json", ".parquet")):
+            raise BoneError(f"{name} is no recipe; give rows by --data, repeated, or a pattern in quotes.")
         return Recipe.load(name)
     if resume and out is not None:
         run = RunFolder(out)
@@ -156,6 +172,10 @@ def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
 def _modules(text: str) -> str | list[str]:
     """``q_proj,v_proj`` is a list; anything that is more than names and commas is a regular expression."""
     return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", text) else text
+
+
+def _one_or_more(sources: list[str]) -> str | list[str]:
+    return sources[0] if len(sources) == 1 else sources
 
 
 def _setting(text: str) -> tuple[str, Any]:

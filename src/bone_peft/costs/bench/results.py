@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from bone_peft.io.json_text import json_text
 from bone_peft.io.ours import FileOf
 from bone_peft.io.whole import whole_file
 
@@ -20,7 +20,7 @@ RECORD = FileOf(re.compile(rb'\{\s*"kind":'))
 def save(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record as JSON; an older record is replaced in one piece."""
     with whole_file(path, RECORD) as file:
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json_text(record), encoding="utf-8")
 
 
 def chart(path: str | Path, values: dict[str, float], title: str, axis: str, line: float = 1.0) -> None:

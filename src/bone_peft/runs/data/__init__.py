@@ -1,6 +1,7 @@
-"""Training and evaluation rows: a named source in, TRL's ``prompt`` and ``completion`` columns out."""
+"""Training and evaluation rows: named sources in, TRL's ``prompt`` and ``completion`` columns out."""
 
 from .held_out import without
 from .load_data import load_data
+from .named_files import sources_in, written
 
-__all__ = ["load_data", "without"]
+__all__ = ["load_data", "sources_in", "without", "written"]

@@ -8,14 +8,17 @@ from . import options
 
 
 def read(source: str) -> Any:
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     name, kwargs = options.split(source)
     try:
-        return load_dataset(name, **{"split": "train", **kwargs})
+        found = load_dataset(name, **{"split": "train", **kwargs})
     except Exception as error:  # the hub, the network, the cache and the files can each fail in their own way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise BoneError(
             f"The data set {source!r} cannot be loaded ({reason}); give a .jsonl or .parquet file, "
             "gym:TASK, or a name that `datasets` knows."
         ) from error
+    if not isinstance(found, Dataset):
+        raise BoneError(f"{source!r} is no single table of rows; name one split, as in {name}?split=train.")
+    return found

@@ -1,5 +1,7 @@
 """From a table's own columns to ``prompt`` and ``completion``."""
 
+import math
+import reprlib
 from typing import Any
 
 from bone_peft.errors import BoneError
@@ -39,10 +41,10 @@ def from_messages(dataset: Any, source: str) -> Any:
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         messages = row["messages"]
-        if not messages or len(messages) < 2 or messages[-1].get("role") != "assistant":
+        if not _is_conversation(messages):
             raise BoneError(
-                f"Row {index + 1} of {source}: messages must start with a question and end with an answer "
-                "(role assistant)."
+                f"Row {index + 1} of {source}: messages must each have a role and a content of text, and end with an "
+                f"answer (role assistant) to what stands before it; found {reprlib.repr(messages)}."
             )
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
         return {"prompt": plain[:-1], "completion": plain[-1:]}
@@ -74,6 +76,17 @@ def _convert(dataset: Any, convert: Any) -> Any:
 def _text(value: Any, field: str, source: str, index: int) -> str:
     if isinstance(value, str) and value:
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    raise BoneError(f"Row {index + 1} of {source}: field {field!r} must hold text, found {value!r}; mend or drop it.")
+    raise BoneError(
+        f"Row {index + 1} of {source}: field {field!r} must hold text, found {reprlib.repr(value)}; mend or drop it."
+    )
+
+
+def _is_conversation(messages: Any) -> bool:
+    if not isinstance(messages, list) or len(messages) < 2:
+        return False
+    said = all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    return said and messages[-1]["role"] == "assistant" and messages[-1]["content"] != ""

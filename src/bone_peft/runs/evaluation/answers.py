@@ -1,5 +1,6 @@
 """Answers: greedy in batches for scoring, streamed for people."""
 
+from collections.abc import Callable
 from typing import Any
 
 from bone_peft.files.bases import check_chat_template
@@ -8,9 +9,19 @@ from bone_peft.io.names import printable
 from .tokens import encode_prompt, expected_text, prompt_text
 
 
-def answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+def answer_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    on_token: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Greedy answers to one batch of tokenized prompts, padded on the left; stripped text."""
     import torch
+
+    def go_on(ids: Any, scores: Any, **kwargs: Any) -> Any:
+        on_token()
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     with torch.inference_mode():
@@ -22,19 +33,27 @@ def answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_t
             top_p=None,
             top_k=None,
             pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=[go_on],
         )
     answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]
 
 
 def answer_samples(
-    model: Any, tokenizer: Any, rows: Any, *, count: int = 6, max_new_tokens: int = 64
+    model: Any,
+    tokenizer: Any,
+    rows: Any,
+    *,
+    count: int = 6,
+    max_new_tokens: int = 64,
+    on_token: Callable[[], None] = lambda: None,
 ) -> list[dict[str, str]]:
-    """Answers to the first ``count`` rows, beside what was expected."""
+    """Answers to the first ``count`` rows, beside what was expected; ``on_token`` is called for each token of them."""
     rows = rows.select(range(min(count, len(rows))))
     training = model.training
     model.eval()
-    answers = answer_batch(model, tokenizer, [encode_prompt(p, tokenizer) for p in rows["prompt"]], max_new_tokens)
+    prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
+    answers = answer_batch(model, tokenizer, prompts, max_new_tokens, on_token)
     model.train(training)
     return [
         {"prompt": prompt_text(row["prompt"]), "expected": expected_text(row["completion"]), "answer": answer}

@@ -1,8 +1,7 @@
 """``Recipe``: everything that defines a run, to and from YAML."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,7 @@ from bone_peft.io.whole import whole_file
 from bone_peft.io.yaml_file import parse_yaml, read_yaml
 
 from .. import recipes
-
-# Where a run differs from what TRL does when nothing is said.
-TRAINING_DEFAULTS: dict[str, Any] = {
-    "bf16": False,  # the base already has `dtype`; autocast on top would only add casts
-    "logging_steps": 1,
-    "save_total_limit": 2,
-}
-# What the run folder decides, so a recipe cannot.
-_NOT_IN_TRAINING = {"output_dir": "out", "report_to": "nothing: a run logs to TensorBoard", "seed": "seed"}
+from . import settings
 
 
 @dataclass
@@ -32,7 +23,7 @@ class Recipe:
 
     Attributes:
         base: base model, as for :func:`bone_peft.files.bases.load_base`.
-        data: training rows, as for :func:`bone_peft.runs.data.load_data`.
+        data: training rows, as for :func:`bone_peft.runs.data.load_data`; a list is read one after the other.
         fields: names of the prompt and the completion column.
         chat: True for chat messages, False for plain text, None to follow the base's tokenizer.
         template: plain text around the prompt, with ``{prompt}`` where it goes, and with ``{completion}`` the answer.
@@ -49,11 +40,11 @@ class Recipe:
     """
 
     base: str = ""
-    data: str = ""
+    data: str | list[str] = ""
     fields: list[str] | None = None
     chat: bool | None = None
     template: str | None = None
-    eval_data: str | None = None
+    eval_data: str | list[str] | None = None
     out: str = "runs/bone"
     dtype: str = "bfloat16"
     seed: int = 0
@@ -106,30 +97,22 @@ class Recipe:
             elif key in (own := [f.name for f in dataclasses.fields(copy)]) and not inner:
                 setattr(copy, key, value)
             else:
-                raise _unknown(key, own, where)
+                raise settings.unknown_key(key, own, where)
         copy._check_types(where)
         return copy
 
     def checked(self) -> "Recipe":
-        """Return a copy with the defaults filled in, ready to run; every key of both sections is a real one."""
-        from trl import SFTConfig
-
-        from bone_peft.method import BoneConfig
-
+        """Return a copy with the defaults filled in, ready to run; every key and value of both sections is checked."""
         for name in ("base", "data", "out"):
             if not getattr(self, name):
                 raise BoneError(f"The recipe names no {name}; add `{name}: ...` or pass --{name}.")
-        for key, instead in _NOT_IN_TRAINING.items():
-            if key in self.training:
-                raise BoneError(f"training.{key} is set by the run itself; use {instead} instead.")
         if self.continue_from is not None and self.adapter:
             raise BoneError(
                 f"{self.continue_from} brings the options of its adapter along: leave out "
                 f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
             )
-        _known_keys("adapter", self.adapter, (f.name for f in dataclasses.fields(BoneConfig)))
-        _known_keys("training", self.training, (f.name for f in dataclasses.fields(SFTConfig)))
-        return dataclasses.replace(self, training={**TRAINING_DEFAULTS, **self.training})
+        settings.check_adapter(self.adapter)
+        return dataclasses.replace(self, training=settings.checked_training(self.training))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the keys that say nothing."""
@@ -147,22 +130,27 @@ class Recipe:
 
     def _check_types(self, where: str) -> None:
         if self.fields is not None:
-            self.fields = list(self.fields)
-            if len(self.fields) != 2 or not all(isinstance(name, str) for name in self.fields):
-                raise BoneError(
-                    f"fields in {where} must name two columns, [prompt, completion]; found {self.fields!r}."
-                )
-        optional = ("template", "eval_data", "continue_from")
-        for name in ("base", "data", "out", "dtype", "quantize", *optional):
+            names = self.fields
+            if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(n, str) for n in names):
+                raise BoneError(f"fields in {where} must name two columns, [prompt, completion]; found {names!r}.")
+            self.fields = list(names)
+        for name in ("data", "eval_data"):
+            value = getattr(self, name)
+            if isinstance(value, list) and value and all(isinstance(source, str) and source for source in value):
+                continue
+            if not isinstance(value, str) and not (value is None and name == "eval_data"):
+                raise BoneError(f"{name} in {where} must be a source or a list of sources, found {value!r}.")
+        optional = ("template", "continue_from")
+        for name in ("base", "out", "dtype", "quantize", *optional):
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name in optional):
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise BoneError(f"seed in {where} must be a whole number of zero or more, found {self.seed!r}.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
+            raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")
         for name in ("trust_remote_code", "allow_unused"):
             if not isinstance(getattr(self, name), bool):
                 raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")
-        if self.chat not in (None, True, False):
+        if not (self.chat is None or isinstance(self.chat, bool)):
             raise BoneError(f"chat in {where} must be true or false, found {self.chat!r}.")
 
 
@@ -181,15 +169,3 @@ def versions_now() -> dict[str, str]:
     return {
         name: version(name) for name in ("bone-peft", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
     }
-
-
-def _known_keys(section: str, given: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
-    for key in given:
-        if key not in known:
-            raise _unknown(f"{section}.{key}", [f"{section}.{name}" for name in known], "the recipe")
-
-
-def _unknown(key: str, known: Iterable[str], where: str) -> BoneError:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
-    return BoneError(f"{key!r} in {where} is no recipe key{f'; did you mean {close[0]!r}?' if close else '.'}")

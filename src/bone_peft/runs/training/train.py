@@ -1,8 +1,7 @@
 """``train``: one run from recipe to adapter, read top to bottom."""
 
-import json
+import signal
 import time
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,15 +9,17 @@ from rich.console import Console
 from bone_peft.costs.measure import device_name, peak_memory_bytes
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
-from bone_peft.files.kinds import ADAPTER
-from bone_peft.io.whole import full_disk_is_explained, whole_file, whole_folder
+from bone_peft.io.whole import full_disk_is_explained
 
-from ..data import load_data, without
-from .callbacks import ProgressReport, StopOnInterrupt, UnusedAdapters
+from ..data import load_data, sources_in, without, written
+from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
+from .finish import complete, is_complete, save_adapter
 from .publishing import Publish
 from .recipe import Recipe
 from .result import TrainResult
 from .run_folder import RunFolder
+from .saved_state import SavedState, losses_of
+from .settings import adapter_config, arguments_of, cannot_train
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -38,7 +39,8 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
 
     Args:
         recipe: what to do; its ``out`` receives the results.
-        resume: continue from the last whole checkpoint in ``out``, or start there if there is none.
+        resume: continue from the last whole checkpoint in ``out``, or start there if there is none; of a finished run
+            only what is missing is made.
         force: replace a run that ``out`` holds.
         console: where progress goes; None keeps quiet.
 
@@ -46,14 +48,16 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
         What was measured, also written to ``out/result.json``.
 
     Raises:
-        BoneError: something about the recipe, the data, the base, a checkpoint or the disk.
+        BoneError: something about the recipe, the data, the base, a checkpoint or the disk; or a loss or gradient was
+            NaN or infinite.
         TrainingStopped: Ctrl-C; a checkpoint was saved.
     """
     from accelerate import PartialState
 
     recipe = recipe.checked()
     run = RunFolder(recipe.out)
-    inputs = (recipe.base, recipe.data, recipe.eval_data, recipe.continue_from)
+    data = (source for given in (recipe.data, recipe.eval_data) if given is not None for source in sources_in(given))
+    inputs = (recipe.base, recipe.continue_from, *data)
     with run.opened(resume=resume, force=force, inputs=inputs, first=PartialState().is_main_process):
         return _train(recipe, run, resume, console or Console(quiet=True))
 
@@ -61,29 +65,13 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
 def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> TrainResult:
     from accelerate import PartialState
 
-    checkpoint = None
-    if resume:
-        _check_same_recipe(recipe, run)
-        checkpoint = run.last_checkpoint()
+    saved, result = _so_far(recipe, run) if resume else (None, None)
+    if result is not None and is_complete(result, run):
+        console.print(f"The run in {run.root} is finished ({result.steps} steps); nothing is left to do.", markup=False)
+        return result
+    trainer, tokenizer, questions, fresh = _prepare(recipe, run, console)
 
     state = PartialState()
-    console.print(f"Loading {recipe.base} and {recipe.data}", markup=False)
-    model, tokenizer = load_base(
-        recipe.base,
-        dtype=recipe.dtype,
-        quantize=recipe.quantize,
-        device=_own_device(state),
-        trust_remote_code=recipe.trust_remote_code,
-    )
-    rows, held_out, removed = _load_rows(recipe, tokenizer)
-    if removed:
-        console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")
-
-    progress, stop = ProgressReport(console), StopOnInterrupt(console)
-    trainer = _build_trainer(recipe, run, model, tokenizer, rows, held_out, [progress, stop, *_watching(recipe)])
-    trainable, total = trainer.model.get_nb_trainable_parameters()
-    console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
-
     state.wait_for_everyone()  # every process has seen the old state of `out`
     if state.is_main_process:
         run.begin()
@@ -91,51 +79,122 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
     state.wait_for_everyone()
 
     publish = Publish(run)
-    publish.attach(trainer)
-    if checkpoint is not None:
-        console.print(f"Continuing from {checkpoint}.")
-    elif resume:
-        console.print("No checkpoint to continue from; starting at step 0.")
-    started = time.perf_counter()
-    try:
-        with stop.listening(), full_disk_is_explained(run.place):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        progress.close()
-    seconds = time.perf_counter() - started
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise TrainingStopped(
-            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved; "
-            f"continue with: bone train --resume --out {recipe.out}",
-            stop.number,
-        )
-
-    result = TrainResult(
-        adapter=str(run.place / run.adapter.name),
-        trainable_parameters=trainable,
-        base_parameters=total - trainable,
-        steps=trainer.state.global_step,
-        rows=len(rows),
-        held_out_removed=removed,
-        seconds=seconds,
-        tokens_per_second=progress.tokens_per_second,
-        peak_memory_bytes=peak_memory_bytes(),
-        device=device_name(),
-        history=[entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
-        samples=[],
-        samples_are_held_out=held_out is not None,
-    )
+    if result is None:
+        result = fresh
+        if saved is not None and saved.is_last:
+            console.print(f"All steps are done; the adapter is taken from {saved.folder}.", markup=False)
+            trainer.restore(saved.best or saved.folder)
+            result.steps, result.history = saved.step, saved.history
+        else:
+            if resume:
+                console.print(f"Continuing from {saved.folder if saved else 'step 0, no checkpoint'}.", markup=False)
+            _take_steps(trainer, publish, recipe, result, saved, console)
+        trainer.check_weights()
+        if state.is_main_process:
+            save_adapter(trainer.plain_model, tokenizer, recipe, run)
+            result.save(run.result)
+        publish.publish()
+        if state.is_main_process:
+            console.print("The adapter is saved; sample answers and the report follow.")
+    else:
+        console.print("All steps are done and the adapter is saved; sample answers and the report follow.")
+        trainer.restore(run.adapter)
     if state.is_main_process:
-        _save_adapter(trainer, tokenizer, recipe, run)
-    publish.publish()
-    if state.is_main_process:
-        _save(trainer, tokenizer, recipe, run, result, held_out if held_out is not None else rows)
+        try:
+            complete(trainer.plain_model, tokenizer, questions, recipe, run, result, console)
+        except KeyboardInterrupt as stop:
+            raise TrainingStopped(
+                f"Stopped after training; {run.adapter} is whole. For sample answers and the report: "
+                f"bone train --resume --out {recipe.out}",
+                getattr(stop, "number", signal.SIGINT),
+            ) from None
     state.wait_for_everyone()
     return result
 
 
+def _so_far(recipe: Recipe, run: RunFolder) -> tuple[SavedState | None, TrainResult | None]:
+    """The last checkpoint if there is one, and the result if the last step was taken and its adapter saved."""
+    _check_same_recipe(recipe, run)
+    checkpoint = run.last_checkpoint()
+    saved = SavedState.of(checkpoint) if checkpoint is not None else None
+    if (saved is not None and not saved.is_last) or not (run.adapter / "adapter_model.safetensors").is_file():
+        return saved, None
+    return saved, TrainResult.of_recipe(run.result, _content(recipe))
+
+
+def _prepare(recipe: Recipe, run: RunFolder, console: Console) -> tuple[Any, Any, Any, TrainResult]:
+    """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training."""
+    arguments = arguments_of(recipe.training, recipe.seed, run.checkpoints)
+    console.print(f"Loading {recipe.base} and {written(recipe.data)}", markup=False)
+    # A process's weights go to its own accelerator, or stay on the CPU.
+    device = arguments.device if arguments.device.type != "cpu" else "cpu"
+    model, tokenizer = load_base(
+        recipe.base,
+        dtype=recipe.dtype,
+        quantize=recipe.quantize,
+        device=device,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    rows, held_out, removed = _load_rows(recipe, tokenizer)
+    if removed:
+        console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")
+    trainer = _build_trainer(recipe, arguments, model, tokenizer, rows, held_out)
+    for kind, cut in trainer.cut.items():
+        for sentence in cut.in_words("training" if kind == "train" else "held-out"):
+            console.print(sentence)
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
+    result = TrainResult(
+        adapter=str(run.place / run.adapter.name),
+        trainable_parameters=trainable,
+        base_parameters=total - trainable,
+        rows=len(rows),
+        held_out_removed=removed,
+        rows_cut=trainer.cut["train"].cut,
+        rows_unanswered=trainer.cut["train"].unanswered,
+        samples_are_held_out=held_out is not None,
+        device=device_name(),
+        recipe=_content(recipe),
+    )
+    return trainer, tokenizer, rows if held_out is None else held_out, result
+
+
+def _take_steps(
+    trainer: Any, publish: Publish, recipe: Recipe, result: TrainResult, saved: SavedState | None, console: Console
+) -> None:
+    """Train to the last step, and note in ``result`` what was measured."""
+    progress, stop = ProgressReport(console), StopOnInterrupt(console)
+    for callback in (progress, stop, *_watching(recipe)):
+        trainer.add_callback(callback)
+    publish.attach(trainer)
+    started = time.perf_counter()
+    try:
+        with stop.listening(), full_disk_is_explained(recipe.out):
+            trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+    finally:
+        progress.close()
+    state = trainer.state
+    if stop.asked and state.global_step < state.max_steps:
+        raise TrainingStopped(
+            f"Stopped at step {state.global_step} of {state.max_steps}, checkpoint saved; "
+            f"continue with: bone train --resume --out {recipe.out}",
+            stop.number,
+        )
+    result.steps, result.history = state.global_step, losses_of(state.log_history)
+    result.seconds = time.perf_counter() - started
+    result.tokens_per_second = progress.tokens_per_second
+    result.peak_memory_bytes = peak_memory_bytes()
+
+
+def _content(recipe: Recipe) -> dict[str, Any]:
+    """What makes a run this one, wherever its results go."""
+    return {key: value for key, value in recipe.to_dict().items() if key != "out"}
+
+
 def _watching(recipe: Recipe) -> list[Any]:
-    return [] if recipe.allow_unused else [UnusedAdapters()]
+    watching = [] if recipe.allow_unused else [UnusedAdapters()]
+    own_times = {"save_steps", "save_strategy", "load_best_model_at_end"} & recipe.training.keys()
+    return watching if own_times else [*watching, SaveByTenths()]
 
 
 def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
@@ -152,32 +211,24 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
     held_out = load_data(recipe.eval_data, **form)
     kept = without(rows, held_out)
     if len(kept) == 0:
-        raise BoneError(f"Every row of {recipe.data} is also in {recipe.eval_data}; nothing is left to learn from.")
+        named = f"{written(recipe.data)} is also in {written(recipe.eval_data)}"
+        raise BoneError(f"Every row of {named}; nothing is left to learn from.")
     return kept, held_out, len(rows) - len(kept)
 
 
-def _build_trainer(
-    recipe: Recipe, run: RunFolder, model: Any, tokenizer: Any, rows: Any, held_out: Any, callbacks: list[Any]
-) -> Any:
+def _build_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any, held_out: Any) -> Any:
+    from torch import OutOfMemoryError
     from transformers.trainer_callback import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
 
-    from bone_peft.method import BoneConfig
+    from .trainer import RunTrainer
 
     config = None
     try:
         if recipe.continue_from is None:
-            config = BoneConfig(**{"task_type": "CAUSAL_LM", **recipe.adapter})
+            config = adapter_config(recipe.adapter)
         else:
             model = load_adapter(model, recipe.continue_from, trainable=True)
-        arguments = SFTConfig(
-            output_dir=str(run.checkpoints),
-            seed=recipe.seed,
-            report_to="none",
-            disable_tqdm=True,
-            **recipe.training,
-        )
-        trainer = SFTTrainer(
+        trainer = RunTrainer(
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -185,53 +236,28 @@ def _build_trainer(
             processing_class=tokenizer,
             peft_config=config,
         )
-    except BoneError:
+        cut = trainer.cut["train"]
+        if cut.unanswered == cut.rows:
+            raise BoneError(
+                f"No row of {written(recipe.data)} has an answer within {arguments.max_length} tokens; "
+                "raise training.max_length."
+            )
+        trainer.try_settings()
+    except (BoneError, MemoryError, OutOfMemoryError):
         raise
-    except (ValueError, TypeError) as error:
-        raise BoneError(" ".join(str(error).split())) from error
-    kept: Any = trainer.train_dataset
-    if len(kept) == 0:
-        raise BoneError(
-            f"No row of {recipe.data} has an answer within {arguments.max_length} tokens; raise training.max_length."
-        )
+    except Exception as error:  # here the settings meet the libraries, and each has its own way to refuse them
+        raise cannot_train(error) from error
     trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
     return trainer
-
-
-def _save_adapter(trainer: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> None:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    with whole_folder(run.adapter, ADAPTER, replace=True) as staging:
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = recipe.base
-        model.save_pretrained(str(staging))
-        tokenizer.save_pretrained(str(staging))
-
-
-def _save(trainer: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, result: TrainResult, rows: Any) -> None:
-    from ..evaluation import answer_samples
-    from .report import write_report
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    result.samples = answer_samples(model, tokenizer, rows)
-    with whole_file(run.result) as file:
-        file.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-    write_report(run, recipe, result)
 
 
 def _check_same_recipe(recipe: Recipe, run: RunFolder) -> None:
     if not run.recipe.is_file():
         return
-    old, new = Recipe.load(run.recipe).checked().to_dict(), recipe.to_dict()
-    changed = sorted(key for key in {*old, *new} - {"out"} if old.get(key) != new.get(key))
+    old, new = _content(Recipe.load(run.recipe).checked()), _content(recipe)
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if changed:
         raise BoneError(
             f"{run.recipe} differs from this recipe in {', '.join(changed)}, so the run would not be the same one; "
             f"leave them as they were, or start afresh in another --out."
         )
-
-
-def _own_device(state: Any) -> Any:
-    """Where this process's weights go: its own accelerator, or the CPU."""
-    return state.device if state.device.type != "cpu" else "cpu"

@@ -35,9 +35,10 @@ def read(source: str) -> Any:
     try:
         problems = create_dataset(task, **{**_DEFAULTS, **given})
         columns = [(problem["question"], problem["answer"]) for problem in problems]
-    except (AssertionError, TypeError, ValueError) as error:
-        raise BoneError(f"{source} cannot be generated: {error or 'its options do not fit together'}.") from error
-    return Dataset.from_dict({"prompt": [q for q, _ in columns], "completion": [a for _, a in columns]})
+        return Dataset.from_dict({"prompt": [q for q, _ in columns], "completion": [a for _, a in columns]})
+    except Exception as error:  # each task checks its options in its own way, or not at all
+        reason = " ".join(str(error).split()).rstrip(".") or "its options do not fit together"
+        raise BoneError(f"{source} cannot be generated: {reason}.") from error
 
 
 def _nearest(name: str, known: Any) -> str:

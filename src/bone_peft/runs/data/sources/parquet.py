@@ -12,13 +12,15 @@ def accepts(source: str) -> bool:
 
 def read(source: str) -> Any:
     from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     if not Path(source).is_file():
         raise BoneError(f"There is no data file {source}.")
     try:
-        return Dataset.from_parquet(source, keep_in_memory=True)
-    except (DatasetGenerationError, StopIteration, OSError, ValueError) as error:
+        with ParquetFile(source) as file:
+            return Dataset(file.read())
+    except (ArrowException, OSError, ValueError, TypeError, NotImplementedError) as error:
         raise BoneError(
             f"{source} is not a readable Parquet file; write it again or convert it to JSON Lines."
         ) from error

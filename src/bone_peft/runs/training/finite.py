@@ -1,0 +1,48 @@
+"""A run stops at the first number that is none, and says which step it was and what the likely cause is."""
+
+import math
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+
+def all_finite(numbers: list[Any]) -> Any:
+    """A tensor that is true when every number in ``numbers`` (tensors or floats) is finite; no wait for the device."""
+    import torch
+
+    tensors = [torch.as_tensor(number) for number in numbers] or [torch.zeros(())]
+    device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), "cpu")
+    return torch.stack([torch.isfinite(tensor.to(device)).all() for tensor in tensors]).all()
+
+
+def weights_are_finite(model: Any) -> bool:
+    """True when no trained parameter holds NaN or infinity."""
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    return not trained or bool(all_finite(trained))
+
+
+def not_finite(what: str, step: int, model: Any, learning_rate: float, checkpoint: str | None) -> BoneError:
+    """The sentence for a run that met ``what`` (``"loss is NaN"``) at ``step``."""
+    good = f"the last good checkpoint is {checkpoint} (--continue-from)" if checkpoint else "there is no checkpoint yet"
+    cause = _cause(model, step, learning_rate)
+    return BoneError(f"Step {step}: the {what}, so the run stopped and wrote no adapter; {cause}; {good}.")
+
+
+def in_words(number: float) -> str:
+    """``NaN``, ``infinite`` or the number."""
+    return "NaN" if math.isnan(number) else "infinite" if math.isinf(number) else f"{number:.4g}"
+
+
+def _cause(model: Any, step: int, learning_rate: float) -> str:
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    bad = next((name for name, parameter in frozen if not bool(all_finite([parameter.detach()]))), None)
+    half = any(str(parameter.dtype) == "torch.float16" for _, parameter in frozen)
+    if bad is not None:
+        name = bad.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        remedy = "set dtype to bfloat16 or float32" if half else "take another copy of it"
+        return f"the base holds NaN or infinity in {name}: {remedy}"
+    if half:
+        return "float16 reaches only to 65504: set dtype to bfloat16 or float32"
+    if step == 1 and weights_are_finite(model):
+        return "it is the first step, so the base itself does not give numbers for these rows: try dtype float32"
+    return f"the learning rate of {learning_rate:g} is the likely cause: lower training.learning_rate (--lr)"

@@ -1,0 +1,200 @@
+"""The sections of a recipe: every value is looked at before anything is loaded, written or deleted."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+# Where a run differs from what TRL does when nothing is said.
+DEFAULTS: dict[str, Any] = {
+    "bf16": False,  # the base already has `dtype`; autocast on top would only add casts
+    "logging_steps": 1,
+    "save_total_limit": 2,
+}
+# What the run decides, so a recipe cannot.
+_NOT_IN_ADAPTER = {
+    "peft_type": "nothing: it is Bone",
+    "auto_mapping": "nothing: it is Bone",
+    "base_model_name_or_path": "base",
+    "revision": "base",
+    "peft_version": "nothing: it is the installed one",
+    "inference_mode": "bone eval or bone generate",
+}
+_NOT_IN_TRAINING = {
+    "output_dir": "out",
+    "report_to": "nothing: a run logs to TensorBoard",
+    "seed": "seed",
+    "disable_tqdm": "nothing: a run shows its own progress",
+    "logging_nan_inf_filter": "nothing: a run stops at the first loss that is no number",
+    "resume_from_checkpoint": "--resume",
+    "model_init_kwargs": "dtype and quantize",
+    "trust_remote_code": "--trust-remote-code",
+    "dataset_text_field": "fields",
+    "dataset_kwargs": "nothing: a run prepares its rows itself",
+    "hub_token": "the environment variable HF_TOKEN, which no file keeps",
+    "local_rank": "accelerate launch",
+    "do_train": "nothing: bone train trains",
+    "do_predict": "bone eval",
+}
+# Numbers are zero or more, but for these: (least, most).
+_MANY = 2**31 - 1
+_SHARE = (0, 1 - 1e-9)
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "eval_accumulation_steps",
+            "torch_empty_cache_steps",
+            "save_total_limit",
+            "max_length",
+            "pad_to_multiple_of",
+            "dataloader_prefetch_factor",
+            "ddp_bucket_cap_mb",
+            "ddp_timeout",
+        ),
+        (1, _MANY),
+    ),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), (math.ulp(0), _MANY)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _SHARE),
+    "dataset_num_proc": (1, 256),
+    "dataloader_num_workers": (0, 256),
+    "data_seed": (0, 2**32 - 1),
+}
+_OFF = ("save_strategy", "eval_strategy", "logging_strategy")  # their "no" is false in YAML
+
+
+def check_adapter(given: dict[str, Any]) -> None:
+    """Raise a BoneError if no adapter can have these options, whatever the base."""
+    from bone_peft.method import BoneConfig
+
+    _check_section("adapter", given, BoneConfig, _NOT_IN_ADAPTER)
+    adapter_config(given)
+
+
+def adapter_config(given: dict[str, Any]) -> Any:
+    """The :class:`bone_peft.BoneConfig` of a run."""
+    from bone_peft.method import BoneConfig
+
+    try:
+        return BoneConfig(**{"task_type": "CAUSAL_LM", **given})
+    except BoneError:
+        raise
+    except Exception as error:  # PEFT checks a config in its own ways
+        raise cannot_train(error) from error
+
+
+def checked_training(given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with a run's own defaults; every value has its setting's type, and every number its range."""
+    from trl import SFTConfig
+
+    whole = {key: "no" if key in _OFF and value is False else value for key, value in (DEFAULTS | given).items()}
+    _check_section("training", whole, SFTConfig, _NOT_IN_TRAINING)
+    for name, value in whole.items():
+        _check_range(name, value)
+    return whole
+
+
+def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
+    """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
+    from trl import SFTConfig
+
+    try:
+        return SFTConfig(
+            output_dir=str(output_dir),
+            seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            **settings,
+        )
+    except Exception as error:  # a setting may ask for packages, files, devices or an environment of its own
+        raise cannot_train(error) from error
+
+
+def cannot_train(error: Exception) -> BoneError:
+    """What a library says against the settings, as our sentence."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return BoneError(f"These settings cannot be trained with: {reason[:400].rstrip(' .')}.")
+
+
+def _check_section(section: str, given: dict[str, Any], config: type, not_here: dict[str, str]) -> None:
+    kinds = typing.get_type_hints(config)
+    known = [f"{section}.{field.name}" for field in dataclasses.fields(config)]
+    for name, value in given.items():
+        if name in not_here:
+            raise BoneError(f"{section}.{name} is set by the run itself; use {not_here[name]} instead.")
+        if f"{section}.{name}" not in known:
+            raise unknown_key(f"{section}.{name}", known, "the recipe")
+        if not _fits(value, kinds[name]):
+            raise BoneError(f"{section}.{name} must be {_in_words(kinds[name])}, found {_short(value)}.")
+
+
+def unknown_key(key: str, known: Iterable[str], where: str) -> BoneError:
+    """A sentence that names the nearest key there is."""
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+    return BoneError(f"{key!r} in {where} is no recipe key{f'; did you mean {close[0]!r}?' if close else '.'}")
+
+
+def _check_range(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if name == "max_steps" and (value == 0 or value < -1):
+        raise BoneError(f"training.max_steps must be 1 or more, or -1 to go by epochs; found {value}.")
+    least, most = (-1, _MANY) if name == "max_steps" else _RANGES.get(name, (0, _MANY))
+    if not least <= value <= most:
+        raise BoneError(f"training.{name} must be {_range_in_words(least, most)}, found {value}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    choices = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if kind is Any:
+        return True
+    if origin is typing.Literal:
+        return any(value == choice and type(value) is type(choice) for choice in choices)
+    if origin in (list, dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return isinstance(value, origin) and all(any(_fits(part, choice) for choice in choices) for part in parts)
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, origin or kind)
+
+
+def _in_words(kind: Any) -> str:
+    origin, choices = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words for choice in choices if (words := _in_words(choice))))
+    if origin is typing.Literal:
+        return " or ".join(map(repr, choices))
+    return _WORDS.get(origin or kind, "")
+
+
+def _range_in_words(least: float, most: float) -> str:
+    words = f"{least} or more" if least in (0, 1) else "more than 0"
+    return f"{words} and {'less than 1' if (least, most) == _SHARE else f'at most {most}'}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "`key: value` lines",
+    list: "a list",
+}

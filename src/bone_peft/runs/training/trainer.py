@@ -1,0 +1,156 @@
+"""TRL's trainer, with rows that are counted, a stop at numbers that are none, and checkpoints that are looked at."""
+
+import copy
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTTrainer
+
+from bone_peft.errors import BoneError
+
+from .cut_rows import CutRows
+from .finite import all_finite, in_words, not_finite, weights_are_finite
+
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
+
+
+class RunTrainer(SFTTrainer):
+    """One run's training loop. ``cut`` counts what ``max_length`` cost, by the name of the rows (train, eval)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.cut: dict[str, CutRows] = {}
+        self._losses: list[Any] = []
+        super().__init__(**kwargs)
+
+    @property
+    def plain_model(self) -> Any:
+        """The adapted model without what distributes it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # Rows
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: Any
+    ) -> Any:
+        # First whole, to see what is lost; then cut (and packed) by TRL from its own tokens.
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset = None, False
+        tokens = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
+        self.cut[dataset_name] = CutRows.of(tokens, args, packing)
+        return super()._prepare_dataset(tokens, processing_class, args, packing, None, dataset_name)
+
+    def try_settings(self) -> None:
+        """Make the batches, the optimizer and the schedule once: what fails there fails before anything is written."""
+        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self.create_optimizer_and_scheduler(num_training_steps=steps)
+            self.optimizer = self.lr_scheduler = None
+
+    # Numbers
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # The last moment before the weights change.
+        norm = counted = super()._get_grad_norm(model, grad_norm=grad_norm)
+        losses, self._losses = self._losses, []
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and scaler.get_scale() >= 1:
+            counted = None  # the loss scaling of fp16 skips infinite gradients until its scale fits
+        good = all_finite([*losses, *([] if counted is None else [counted])])
+        together = self.accelerator.reduce(good.to(self.args.device).float(), reduction="sum")
+        if float(together) != self.accelerator.num_processes:
+            self._stop(_which(float(sum(losses)), counted), self.state.global_step + 1)
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_weights()
+        super()._save_checkpoint(model, trial)
+
+    def check_weights(self) -> None:
+        """Raise a BoneError if a step left weights that are no numbers: they are not to be saved."""
+        if not weights_are_finite(self.model):
+            self._stop("adapter is not finite", self.state.global_step)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        metrics = super().evaluate(*args, **kwargs)
+        loss = metrics.get("eval_loss", 0.0)
+        if not bool(all_finite([loss])):
+            self._stop(f"loss on the held-out rows is {in_words(loss)}", self.state.global_step)
+        return metrics
+
+    def _stop(self, what: str, step: int) -> None:
+        folder = str(self.args.output_dir)
+        last = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+        raise not_finite(what, step, self.model, self.args.learning_rate, last)
+
+    # Checkpoints
+
+    def restore(self, folder: Path) -> None:
+        """Take the adapter of a finished run instead of training."""
+        with _damage_is_explained(folder):
+            self._load_from_checkpoint(str(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _damage_is_explained(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        with _damage_is_explained(checkpoint):
+            if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                for name in (_OPTIMIZER, _SCHEDULER):
+                    if not Path(checkpoint, name).is_file():
+                        raise FileNotFoundError(f"{name} is missing")
+            super()._load_optimizer_and_scheduler(checkpoint)
+            self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """What loads need not fit: moments have the shape of their parameter, a scheduler counts steps."""
+        for parameter, state in getattr(self.optimizer, "state", {}).items():
+            for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if name in state and state[name].shape != parameter.shape:
+                    raise ValueError(f"{_OPTIMIZER} is of another model")
+        if not isinstance(getattr(self.lr_scheduler, "last_epoch", 0), int):
+            raise TypeError(f"{_SCHEDULER} counts no steps")
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _damage_is_explained(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _damage_is_explained(checkpoint):
+            if checkpoint is not None and not list(Path(checkpoint).glob("rng_state*.pth")):
+                raise FileNotFoundError("rng_state.pth is missing")
+            super()._load_rng_state(checkpoint)
+
+
+def _which(loss: float, norm: Any) -> str:
+    if not math.isfinite(loss):
+        return f"loss is {in_words(loss)}"
+    if norm is not None and not math.isfinite(norm):
+        return f"norm of the gradient is {in_words(float(norm))}"
+    return "loss is no number in another process"
+
+
+@contextmanager
+def _damage_is_explained(checkpoint: str | Path | None) -> Iterator[None]:
+    try:
+        yield
+    except (BoneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what is in the files decides how their readers fail
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(" .:")
+        raise BoneError(
+            f"The checkpoint {checkpoint} is damaged ({reason}); delete it to continue from the one before it."
+        ) from error
