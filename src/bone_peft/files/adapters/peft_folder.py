@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.io import read_json, read_safetensors, read_torch
+from bone_peft.io.json_file import read_json
 from bone_peft.io.names import brief, check_names, shown
+from bone_peft.io.safetensors_file import read_safetensors
+from bone_peft.io.torch_file import read_torch
 from bone_peft.method import BoneConfig
 from bone_peft.method.tuner.patterns import check_patterns, pattern_key
 from bone_peft.method.variants import Params

@@ -13,13 +13,8 @@ def accepts(base: str) -> bool:
 def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
     if not Path(base).is_file():
         raise BoneError(f"There is no base model at {base!r}; give the path of RWKV's .pth file.")
-    try:
-        from bone_peft.rwkv.pth_model import load_model
-        from bone_peft.rwkv.tokenizer import load_tokenizer
+    from bone_peft.rwkv.pth_model import load_model
+    from bone_peft.rwkv.tokenizer import load_tokenizer
 
-        model = load_model(base, **kwargs)
-        return model, load_tokenizer(base, model.config.vocab_size)
-    except ModuleNotFoundError as error:
-        if error.name not in ("rwkv", "rwkv7_hf"):
-            raise
-        raise BoneError(f"RWKV needs the package {error.name}; run: pip install 'bone-peft[rwkv]'") from None
+    model = load_model(base, **kwargs)
+    return model, load_tokenizer(base, model.config.vocab_size)

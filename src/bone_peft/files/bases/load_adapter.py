@@ -5,9 +5,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bone_peft.errors import BoneError
-from bone_peft.io import read_safetensors
 from bone_peft.io.names import brief
 from bone_peft.io.place import expanded
+from bone_peft.io.safetensors_file import read_safetensors
 
 from ..adapters import read_adapter
 

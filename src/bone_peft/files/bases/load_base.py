@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from bone_peft.errors import BoneError
+from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.place import with_home
 
 from ..checkpoints.checkpoint import is_finite
@@ -26,6 +26,7 @@ class Loader(Protocol):
 LOADERS: list[Loader] = [from_gguf, from_pth, from_transformers]
 
 
+@explains_missing_extras
 def load_base(
     base: str,
     *,

@@ -13,8 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.io import SafetensorsFile, StoredTensor, TorchFile, read_json, read_safetensors, read_torch
+from bone_peft.io.json_file import read_json
 from bone_peft.io.names import brief
+from bone_peft.io.safetensors_file import SafetensorsFile, read_safetensors
+from bone_peft.io.stored import StoredTensor
+from bone_peft.io.torch_file import TorchFile, read_torch
 
 from . import outline
 from .checkpoint import Edit, Progress

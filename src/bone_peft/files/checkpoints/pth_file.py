@@ -8,7 +8,8 @@ from math import prod
 from pathlib import Path
 
 from bone_peft.errors import BoneError
-from bone_peft.io import StoredTensor, read_torch
+from bone_peft.io.stored import StoredTensor
+from bone_peft.io.torch_file import read_torch
 from bone_peft.rwkv.pth_names import hf_name, pth_layout, pth_name
 
 from .checkpoint import Edit, Progress

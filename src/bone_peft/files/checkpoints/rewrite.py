@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.io import SafetensorsFile, StoredTensor, TorchFile
-from bone_peft.io.safetensors_file import header_bytes
-from bone_peft.io.stored import row_major
-from bone_peft.io.torch_file import record_start
+from bone_peft.io.safetensors_file import SafetensorsFile, header_bytes
+from bone_peft.io.stored import StoredTensor, row_major
+from bone_peft.io.torch_file import TorchFile, record_start
 
 from .checkpoint import Edit, Held
 

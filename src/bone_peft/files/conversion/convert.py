@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bone_peft.errors import BoneError
+from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.place import keep_off
 
 from ..adapters import Adapter, format_for, read_adapter, write_adapter
@@ -35,6 +35,7 @@ class Converted:
         return not self.errors
 
 
+@explains_missing_extras
 def convert(
     adapter: str | Path | Any,
     to: str,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bone_peft.errors import BoneError
+from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.ours import FileOf, FolderOf
 from bone_peft.io.place import with_home
 from bone_peft.io.whole import check_free, whole_file, whole_folder
@@ -41,6 +41,7 @@ class Merged:
     seconds: float
 
 
+@explains_missing_extras
 def merge(
     base: str,
     adapters: str | Path | Sequence[str | Path],

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from bone_peft.costs.measure import device_name, peak_memory_bytes
-from bone_peft.errors import BoneError
+from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.io.whole import full_disk_is_explained
 
@@ -34,6 +34,7 @@ class TrainingStopped(KeyboardInterrupt):
         self.number = number
 
 
+@explains_missing_extras
 def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console: Console | None = None) -> TrainResult:
     """Run ``recipe``: load, train, save the adapter, write the report. Every process of a distributed run calls it.
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from bone_peft.errors import BoneError
-from bone_peft.io import read_torch
 from bone_peft.io.names import check_names
+from bone_peft.io.torch_file import read_torch
 from bone_peft.method import BoneConfig
 from bone_peft.rwkv.pth_model import version_of
 from bone_peft.rwkv.pth_names import hf_layout, hf_name, pth_layout, pth_name

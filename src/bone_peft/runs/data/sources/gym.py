@@ -19,11 +19,7 @@ def accepts(source: str) -> bool:
 
 def read(source: str) -> Any:
     from datasets import Dataset
-
-    try:
-        from reasoning_gym.factory import DATASETS, create_dataset
-    except ImportError as error:
-        raise BoneError(f"{source} needs reasoning-gym; run: pip install reasoning-gym") from error
+    from reasoning_gym.factory import DATASETS, create_dataset
 
     task, given = options.split(source.removeprefix(_PREFIX))
     if task not in DATASETS:

@@ -1,0 +1,40 @@
+"""What a command loads before it says anything. Names, and no times."""
+
+import json
+import subprocess
+import sys
+
+HEAVY = {"torch", "peft", "transformers", "trl", "datasets", "accelerate", "numpy", "yaml", "matplotlib"}
+COMMANDS = ("train", "eval", "merge", "convert", "inspect", "estimate", "bench train", "generate", "demo", "activate")
+
+
+def loaded(code: str) -> set[str]:
+    code = f"import json, sys\n{code}\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "from typer.testing import CliRunner\nfrom bone_peft.cli.main import app\n"
+        f"for line in {['', *COMMANDS]}:\n"
+        "    result = CliRunner().invoke(app, [*line.split(), '--help'])\n"
+        "    assert result.exit_code == 0, result.output\n"
+    )
+    found = loaded(code)
+    assert "typer" in found
+    assert not found & HEAVY
+
+
+def test_train_speaks_before_it_loads():
+    code = (
+        "from bone_peft.cli import main, train\n"
+        "class Told(BaseException): pass\n"
+        "class Screen:\n"
+        "    def print(self, line): assert line.startswith('Starting'); raise Told\n"
+        "train.console = Screen\n"
+        "try: train.train(None)\n"
+        "except Told: pass\n"
+        "else: raise SystemExit(1)\n"
+    )
+    assert not loaded(code) & HEAVY
