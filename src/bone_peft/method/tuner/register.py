@@ -16,6 +16,7 @@ from bone_peft.errors import BoneError
 
 from . import config, layer, model
 from .hotswap import swap_adapter
+from .model_card import tell_how_to_load
 from .tensors import LEAF
 
 _NAME = "BONE"
@@ -41,6 +42,7 @@ def register() -> None:
     _support_hotswap()
     _support_load_adapter_of_transformers()
     _check_loads_over_adapters()
+    _explain_bone_in_model_cards()
 
 
 def _add_peft_type() -> None:
@@ -134,6 +136,19 @@ def _check_loads_over_adapters() -> None:
         return original(self, model_id, adapter_name, *args, **kwargs)
 
     peft.PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]
+
+
+def _explain_bone_in_model_cards() -> None:
+    """``save_pretrained`` writes a README, and whoever gets the folder may have PEFT alone."""
+    original = peft.PeftModel.create_or_update_model_card
+
+    @wraps(original)
+    def create_or_update_model_card(self: Any, output_dir: str) -> None:
+        original(self, output_dir)
+        if any(isinstance(known, config.BoneConfig) for known in self.peft_config.values()):
+            tell_how_to_load(output_dir)
+
+    peft.PeftModel.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
 
 
 def _of_the_hub(options: dict[str, Any]) -> dict[str, Any]:

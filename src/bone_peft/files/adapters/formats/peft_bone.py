@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bone_peft.errors import BoneError
 from bone_peft.method.tuner.config import CONFIG_FIELDS
+from bone_peft.method.tuner.model_card import tell_how_to_load
 from bone_peft.method.variants import parameter_names
 
 from .. import peft_folder
@@ -28,6 +29,7 @@ def write(adapter: Adapter, path: Path) -> None:
         raise BoneError("MiSS 'mini' has to be written out first: name the base with --base.")
     named = [(f"{module}.{name}", t) for module, params in adapter.layers.items() for name, t in params.items()]
     peft_folder.write_folder(path, adapter.config, named, adapter.whole)
+    tell_how_to_load(path)
 
 
 FORMAT = Format("bone", "PEFT Bone folder", partial(peft_folder.recognizes, peft_type="BONE"), read, write)
