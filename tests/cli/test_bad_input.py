@@ -145,10 +145,14 @@ def test_merge_does_not_replace_unasked(adapter, plain_base, tmp_path):
     out = tmp_path / "merged"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    refused(bone("merge", "--base", plain_base, "--adapter", adapter, "--out", out), "--force")
-    assert (out / "mine.txt").read_text() == "keep"
-    assert bone("merge", "--base", plain_base, "--adapter", adapter, "--out", out, "--force").exit_code == 0
-    assert not (out / "mine.txt").exists()
+    command = ("merge", "--base", plain_base, "--adapter", adapter, "--out", out)
+    for force, says in (([], "--force"), (["--force"], "mine.txt")):
+        refused(bone(*command, *force), says)
+        assert (out / "mine.txt").read_text() == "keep"
+    (out / "mine.txt").unlink()
+    assert bone(*command).exit_code == 0
+    refused(bone(*command), "--force")
+    assert bone(*command, "--force").exit_code == 0
 
 
 def test_a_model_folder_that_is_an_adapter(adapter):

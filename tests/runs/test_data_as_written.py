@@ -140,9 +140,9 @@ def test_no_option_is_passed_over(options, text, says, tmp_path):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("gym:chain_sum?size=[", "'\\[' is no value for size"),
+        ("gym:chain_sum?size=[", "size in chain_sum is not YAML"),
         ("gym:chain_sum?size=many", "cannot be generated"),
-        ("owner/name?split=[", "no value for split"),
+        ("owner/name?split=[", "split in owner/name is not YAML"),
     ],
 )
 def test_options_of_a_source(source, says):

@@ -19,8 +19,8 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("this folder")
 ```
 
-Programs that cannot be changed find Bone once `bone activate` was run in their environment. `bone merge` writes the base
-with the adapter in it, and `bone convert --to lora` a LoRA; neither needs bone-peft to be loaded.
+Programs that cannot be changed find Bone once `bone activate` was run in their environment. `bone merge` writes the
+base with the adapter in it, and `bone convert --to lora` a LoRA; neither needs bone-peft to be loaded.
 """
 
 

@@ -53,13 +53,11 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
             NaN or infinite.
         TrainingStopped: Ctrl-C; a checkpoint was saved.
     """
-    from accelerate import PartialState
-
     recipe = recipe.checked()
     run = RunFolder(recipe.out)
     data = (source for given in (recipe.data, recipe.eval_data) if given is not None for source in sources_in(given))
     inputs = (recipe.base, recipe.continue_from, *data)
-    with run.opened(resume=resume, force=force, inputs=inputs, first=PartialState().is_main_process):
+    with run.opened(resume=resume, force=force, inputs=inputs, first=_rank() == 0):
         return _train(recipe, run, resume, console or Console(quiet=True))
 
 
@@ -111,6 +109,13 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
             ) from None
     state.wait_for_everyone()
     return result
+
+
+def _rank() -> int:
+    """Of this process. Accelerate's state knows it only once the training arguments have said which devices to use."""
+    from accelerate.utils import get_int_from_env
+
+    return get_int_from_env(("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"), 0)
 
 
 def _so_far(recipe: Recipe, run: RunFolder) -> tuple[SavedState | None, TrainResult | None]:
