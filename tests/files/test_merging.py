@@ -75,7 +75,7 @@ def test_weights_stored_the_other_way_round(tmp_path, variant):
 def test_shards_ragged_blocks_and_a_rank_pattern(tmp_path):
     config = config_for("bone", r=5, rank_pattern={"q_proj": 3})
     out = check(tmp_path, llama(tie_word_embeddings=True), config, max_shard_size="20KB")
-    names = [path.name for path in sorted(out.iterdir())]
+    names = [path.name for path in sorted(out.iterdir()) if path.name != ".bone.json"]
     assert names == [path.name for path in sorted((tmp_path / "base").iterdir())] and len(names) > 4
     for name in ("config.json", "generation_config.json"):
         assert (out / name).read_bytes() == (tmp_path / "base" / name).read_bytes()

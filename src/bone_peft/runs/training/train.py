@@ -1,5 +1,6 @@
 """``train``: one run from recipe to adapter, read top to bottom."""
 
+import os
 import signal
 import time
 from typing import Any
@@ -53,13 +54,12 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, console:
             NaN or infinite.
         TrainingStopped: Ctrl-C; a checkpoint was saved.
     """
-    from accelerate import PartialState
-
     recipe = recipe.checked()
     run = RunFolder(recipe.out)
     data = (source for given in (recipe.data, recipe.eval_data) if given is not None for source in sources_in(given))
     inputs = (recipe.base, recipe.continue_from, *data)
-    with run.opened(resume=resume, force=force, inputs=inputs, first=PartialState().is_main_process):
+    # Accelerate does not know yet which process this is, where all are on CPUs.
+    with run.opened(resume=resume, force=force, inputs=inputs, first=os.environ.get("RANK", "0") == "0"):
         return _train(recipe, run, resume, console or Console(quiet=True))
 
 
