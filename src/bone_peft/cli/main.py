@@ -75,4 +75,13 @@ for command in (train, evaluate, merge, convert, inspect, estimate, bench, gener
 def main() -> None:
     """Entry point of the installed command."""
     clean_up_when_terminated()
-    app(prog_name="bone")
+    try:
+        app(prog_name="bone")
+    except (KeyboardInterrupt, SystemExit) as end:
+        # A signal before the command begins, or after its end, is none to `Sentences`.
+        cause: BaseException | None = end
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise SystemExit(128 + getattr(cause, "number", signal.SIGINT)) from None

@@ -28,18 +28,16 @@ class Terminated(KeyboardInterrupt):
 
 
 def clean_up_when_terminated() -> None:
-    """Let SIGTERM and SIGHUP raise :class:`Terminated`, once. What is ignored, as ``nohup`` does, stays ignored."""
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    """Let SIGTERM and SIGHUP raise :class:`Terminated`. What is ignored, as ``nohup`` does, stays ignored."""
 
     def stop(number: int, frame: object) -> None:
-        for one in numbers:
-            signal.signal(one, signal.SIG_IGN)
         if number == signal.SIGHUP:
             let_go_of_the_terminal()
         raise Terminated(number)
 
-    for number in numbers:
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def quiet() -> None:

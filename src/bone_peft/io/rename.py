@@ -24,6 +24,9 @@ def put(staging: Path, target: Path) -> None:
     """
     if _renameat2(staging, target, _NO_REPLACE):
         return
+    if not staging.is_dir() and _linked(staging, target):
+        staging.unlink()
+        return
     # The name is taken first, by something empty, and only that is replaced. What a kill leaves says so.
     taking = aside(target, "taking")
     staging.rename(taking)
@@ -32,7 +35,7 @@ def put(staging: Path, target: Path) -> None:
             target.mkdir()
         else:
             target.touch(exist_ok=False)
-    except OSError:
+    except BaseException:
         taking.rename(staging)
         raise
     taking.replace(target)
@@ -53,7 +56,7 @@ def exchange(staging: Path, target: Path) -> None:
         target.rename(old)
         try:
             staging.rename(target)
-        except OSError:
+        except BaseException:
             old.rename(target)
             raise
         old.rename(staging)
@@ -62,6 +65,16 @@ def exchange(staging: Path, target: Path) -> None:
 def aside(target: Path, ending: str) -> Path:
     """A free name beside ``target`` that says whose it is."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
+def _linked(staging: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(staging)
+    except FileExistsError:
+        raise
+    except OSError:  # not every file system has links
+        return False
+    return True
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
