@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 HEAVY = {"torch", "peft", "transformers", "trl", "datasets", "accelerate", "numpy", "yaml", "matplotlib"}
 COMMANDS = ("train", "eval", "merge", "convert", "inspect", "estimate", "bench train", "generate", "demo", "activate")
@@ -24,6 +25,12 @@ def test_help_loads_nothing_heavy():
     found = loaded(code)
     assert "typer" in found
     assert not found & HEAVY
+
+
+def test_version():
+    code = "from bone_peft.cli import main\nimport sys\nsys.argv = ['bone', '--version']\nmain.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"bone-peft {version('bone-peft')}"
 
 
 def test_train_speaks_before_it_loads():

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+import bone_peft
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.whole import is_full_disk
 
@@ -54,9 +55,16 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bone-peft {bone_peft.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
     verbose: bool = typer.Option(False, "--verbose", help="Show the libraries' own messages and progress bars."),
+    version: bool = typer.Option(False, "--version", callback=_tell_version, is_eager=True, help="Print the version."),
 ) -> None:
     if not verbose:
         quiet()
