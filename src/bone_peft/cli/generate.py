@@ -31,16 +31,22 @@ def generate(
     adapter: str = typer.Option(None, help="Adapter folder, put on top of the base."),
     max_new_tokens: int = typer.Option(256, min=1, help="Longest answer."),
     temperature: float = typer.Option(0.0, min=0.0, help="0 takes the most likely token each time."),
-    seed: int = typer.Option(None, help="Of the sampling."),
+    seed: int = typer.Option(None, min=0, max=2**32 - 1, help="Of the sampling."),
     chat: bool = typer.Option(
         None, "--chat/--no-chat", help="Chat message or plain text [dim](default: as the base)[/]."
     ),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
 ) -> None:
-    text = prompt if prompt is not None else sys.stdin.read().strip()
+    try:
+        text = prompt if prompt is not None else sys.stdin.read().strip()
+        text.encode()
+    except UnicodeError:
+        raise BoneError("The prompt holds bytes that are not UTF-8; write it as UTF-8.") from None
     if not text:
         raise BoneError("The prompt is empty; give it as an argument or on standard input.")
+    if temperature and not 0.001 <= temperature <= 1000:
+        raise BoneError(f"--temperature must be 0, or from 0.001 to 1000; found {temperature:g}.")
 
     from bone_peft.costs.measure import best_device
     from bone_peft.files.bases import load_adapter, load_base

@@ -40,7 +40,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value in ``text``; ``where`` is named in errors."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # Dates that are none and numbers of a thousand digits raise what Python raises for them.
         raise BoneError(f"{where} is not YAML: {brief(error).rstrip('.')}.") from None
 

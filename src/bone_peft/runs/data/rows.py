@@ -20,6 +20,8 @@ def from_columns(
         )
     if template is not None and "{prompt}" not in template:
         raise BoneError("template has no {prompt} in it, so the prompt would be lost; add it where it belongs.")
+    if template is not None and template.count("{completion}") > 1:
+        raise BoneError("template has {completion} in it more than once; the answer is learned in one place.")
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         prompt = _text(row[prompt_field], prompt_field, source, index)

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from bone_peft.errors import BoneError
 from bone_peft.files.bases import check_chat_template
 from bone_peft.io.names import printable
 
+from .reach import check_reach, positions_of
 from .tokens import encode_prompt, expected_text, prompt_text
 
 
@@ -16,8 +18,16 @@ def answer_batch(
     max_new_tokens: int,
     on_token: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Greedy answers to one batch of tokenized prompts, padded on the left; stripped text."""
+    """Greedy answers to one batch of tokenized prompts, padded on the left; stripped text, empty where none fits."""
     import torch
+
+    # Documents start with nothing where a tokenizer has no end token; padding is as good a start as any.
+    prompts = [prompt or [tokenizer.pad_token_id or 0] for prompt in prompts]
+    positions = positions_of(model)
+    if positions is not None:
+        max_new_tokens = min(max_new_tokens, positions - max(map(len, prompts)))
+        if max_new_tokens < 1:
+            return [""] * len(prompts)
 
     def go_on(ids: Any, scores: Any, **kwargs: Any) -> Any:
         on_token()
@@ -90,8 +100,15 @@ def stream_answer(
 
     as_chat = bool(tokenizer.chat_template) if chat is None else chat
     if as_chat:
+        if not tokenizer.chat_template:
+            raise BoneError("chat is set, but this base's tokenizer has no chat template; leave chat out.")
         check_chat_template(tokenizer)
     ids = encode_prompt([{"role": "user", "content": prompt}] if as_chat else prompt, tokenizer)
+    if not ids:
+        raise BoneError("The prompt is no token at all for this base; write more than that.")
+    check_reach(model, max(ids), len(ids) + 1)
+    if (positions := positions_of(model)) is not None:
+        max_new_tokens = min(max_new_tokens, positions - len(ids))
     if seed is not None:
         set_seed(seed)
     inputs = torch.tensor([ids], device=model.device)

@@ -1,10 +1,14 @@
 """``score``: one model on held-out rows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bone_peft.errors import BoneError
+
 from .answers import answer_batch
+from .reach import check_reach
 from .tokens import encode, encode_prompt, expected_text, prompt_text
 
 # An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
@@ -51,6 +55,11 @@ def score(
     """
     encoded = [encode(row, tokenizer) for row in rows]
     prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
+    check_reach(
+        model,
+        max(max(prompt + completion) for prompt, completion in encoded),
+        max(len(prompt) + len(completion) for prompt, completion in encoded),
+    )
     limit = max_new_tokens or max(len(completion) for _, completion in encoded) + _SLACK_TOKENS
     answers: list[str] = [""] * len(rows)
     total, tokens = 0.0, 0
@@ -66,6 +75,8 @@ def score(
         ):
             answers[index] = answer
         on_rows(len(batch))
+    if not math.isfinite(total):
+        raise BoneError("The loss on these rows is not a finite number: the model computes beyond its dtype; use fp32.")
     expected = [expected_text(completion) for completion in rows["completion"]]
     matches = sum(ours == theirs for ours, theirs in zip(answers, expected, strict=True))
     kept = [

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bone_peft.errors import BoneError
+
 
 def encode(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
     """``(prompt_ids, completion_ids)`` of one row from ``load_data``; the completion ends with its end token."""
@@ -38,7 +40,11 @@ def prompt_text(prompt: str | list[dict[str, str]]) -> str:
 
 
 def _chat(messages: list[dict[str, str]], tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
-    )
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
+        )
+    except Exception as error:  # a template is a program of the base's
+        reason = " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__
+        raise BoneError(f"The base's chat template refuses these messages: {reason}.") from error
     return encoded["input_ids"]

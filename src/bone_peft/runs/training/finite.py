@@ -34,14 +34,7 @@ def in_words(number: float) -> str:
 
 
 def _cause(model: Any, step: int, learning_rate: float) -> str:
-    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    bad = next((name for name, parameter in frozen if not bool(all_finite([parameter.detach()]))), None)
-    half = any(str(parameter.dtype) == "torch.float16" for _, parameter in frozen)
-    if bad is not None:
-        name = bad.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        remedy = "set dtype to bfloat16 or float32" if half else "take another copy of it"
-        return f"the base holds NaN or infinity in {name}: {remedy}"
-    if half:
+    if any(str(parameter.dtype) == "torch.float16" for parameter in model.parameters()):
         return "float16 reaches only to 65504: set dtype to bfloat16 or float32"
     if step == 1 and weights_are_finite(model):
         return "it is the first step, so the base itself does not give numbers for these rows: try dtype float32"

@@ -77,23 +77,22 @@ class Recipe:
 
     def merged(self, content: Mapping[str, Any], *, where: str = "the recipe") -> "Recipe":
         """Return a copy with ``content`` (as in YAML) laid over it; ``adapter`` and ``training`` key by key."""
-        flat: dict[str, Any] = {}
-        for key, value in content.items():
-            if key in ("adapter", "training"):
-                if not isinstance(value, dict):
-                    raise BoneError(f"{key} in {where} must hold `key: value` lines, found {value!r}.")
-                flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
-            else:
-                flat[str(key)] = value
-        return self.with_values(flat, where=where)
+        return self.with_values({str(key): value for key, value in content.items()}, where=where)
 
     def with_values(self, values: Mapping[str, Any], *, where: str = "the recipe") -> "Recipe":
-        """Return a copy with dotted keys (``"adapter.r"``) set; unknown keys are refused with the nearest one."""
+        """Return a copy with these keys set; dotted ones (``"adapter.r"``) are within a section.
+
+        Raises:
+            BoneError: a key is unknown (the nearest one is named), or a value is of another type.
+        """
         copy = dataclasses.replace(self, adapter=dict(self.adapter), training=dict(self.training))
         for key, value in values.items():
             section, _, inner = key.partition(".")
-            if inner and section in ("adapter", "training"):
-                getattr(copy, section)[inner] = value
+            if section in ("adapter", "training"):
+                if not inner and not isinstance(value, Mapping):
+                    raise BoneError(f"{key} in {where} must hold `key: value` lines, found {value!r}.")
+                more = {inner: value} if inner else {str(name): one for name, one in value.items()}
+                getattr(copy, section).update(more)
             elif key in (own := [f.name for f in dataclasses.fields(copy)]) and not inner:
                 setattr(copy, key, value)
             else:
@@ -112,7 +111,9 @@ class Recipe:
                 f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
             )
         settings.check_adapter(self.adapter)
-        return dataclasses.replace(self, training=settings.checked_training(self.training))
+        training = settings.checked_training(self.training)
+        settings.check_held_out(training, self.eval_data is not None)
+        return dataclasses.replace(self, training=training)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the keys that say nothing."""
@@ -143,7 +144,7 @@ class Recipe:
         optional = ("template", "continue_from")
         for name in ("base", "out", "dtype", "quantize", *optional):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in optional):
+            if not (isinstance(value, str) and "\0" not in value) and not (value is None and name in optional):
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")

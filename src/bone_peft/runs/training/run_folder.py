@@ -40,6 +40,7 @@ class RunFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.place = self.root = expanded(root)
+        self._begun = False
 
     @property
     def adapter(self) -> Path:
@@ -142,12 +143,22 @@ class RunFolder:
                 self.root = place.with_name(f".{place.name}.00000000.partial")
             try:
                 yield
+            except BaseException:
+                if first and not resume and self.root == self.place:
+                    self._forget()
+                raise
             finally:
                 if first and self.root != self.place:
                     remove(self.root)
                 elif first:
                     with suppress(OSError):  # what a start that failed left empty
                         self.checkpoints.rmdir()
+
+    def _forget(self) -> None:
+        """A run that failed before anything of it was whole is not in the way of the next try."""
+        if self._begun and not self._checkpoint_folders() and not self.adapter.exists():
+            for path in (self.recipe, self.tensorboard, self.root / MANIFEST):
+                remove(path)
 
     def recover(self) -> None:
         """Bring the old run back if a kill caught it on its way out."""
@@ -156,6 +167,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Make the folder that the run is written to, and keep only whole checkpoints in it."""
+        self._begun = True
         if self.root != self.place:
             self.root.mkdir(exist_ok=True)
             self._hold(self.root)

@@ -67,6 +67,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dataset_num_proc": (1, 256),
     "dataloader_num_workers": (0, 256),
     "data_seed": (0, 2**32 - 1),
+    "max_steps": (-1, _MANY),
+    "learning_rate": (math.ulp(0), math.inf),
+}
+# The Trainer passes over what it does not know here.
+_CHOICES = {
+    "train_sampling_strategy": typing.Literal["random", "sequential", "group_by_length", "batch_rebalance"],
+    "packing_strategy": typing.Literal["bfd", "bfd_split", "wrapped"],
 }
 _OFF = ("save_strategy", "eval_strategy", "logging_strategy")  # their "no" is false in YAML
 
@@ -120,9 +127,25 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
 
 
 def cannot_train(error: Exception) -> BoneError:
-    """What a library says against the settings, as our sentence."""
+    """What a library says against the settings (or a chat template against the rows), as our sentence."""
+    from jinja2 import TemplateError
+
     reason = " ".join(str(error).split()) or type(error).__name__
-    return BoneError(f"These settings cannot be trained with: {reason[:400].rstrip(' .')}.")
+    reason = f"{reason[:400].rstrip(' .')}."
+    if isinstance(error, TemplateError):
+        return BoneError(f"The base's chat template refuses the rows: {reason}")
+    return BoneError(f"These settings cannot be trained with: {reason}")
+
+
+def check_held_out(training: dict[str, Any], given: bool) -> None:
+    """Raise a BoneError if settings ask for held-out rows that nobody gave."""
+    asked = [
+        name
+        for name in ("do_eval", "eval_on_start", "load_best_model_at_end", "eval_strategy")
+        if training.get(name, False) not in (False, "no")
+    ]
+    if asked and not given:
+        raise BoneError(f"training.{asked[0]} needs held-out rows; name them as eval_data (--eval-data).")
 
 
 def _check_section(section: str, given: dict[str, Any], config: type, not_here: dict[str, str]) -> None:
@@ -133,8 +156,9 @@ def _check_section(section: str, given: dict[str, Any], config: type, not_here: 
             raise BoneError(f"{section}.{name} is set by the run itself; use {not_here[name]} instead.")
         if f"{section}.{name}" not in known:
             raise unknown_key(f"{section}.{name}", known, "the recipe")
-        if not _fits(value, kinds[name]):
-            raise BoneError(f"{section}.{name} must be {_in_words(kinds[name])}, found {_short(value)}.")
+        kind = _CHOICES.get(name, kinds[name])
+        if not _fits(value, kind):
+            raise BoneError(f"{section}.{name} must be {_in_words(kind)}, found {_short(value)}.")
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> BoneError:
@@ -148,7 +172,7 @@ def _check_range(name: str, value: Any) -> None:
         return
     if name == "max_steps" and (value == 0 or value < -1):
         raise BoneError(f"training.max_steps must be 1 or more, or -1 to go by epochs; found {value}.")
-    least, most = (-1, _MANY) if name == "max_steps" else _RANGES.get(name, (0, _MANY))
+    least, most = _RANGES.get(name, (0, _MANY if isinstance(value, int) else math.inf))
     if not least <= value <= most:
         raise BoneError(f"training.{name} must be {_range_in_words(least, most)}, found {value}.")
 
@@ -181,8 +205,9 @@ def _in_words(kind: Any) -> str:
 
 
 def _range_in_words(least: float, most: float) -> str:
-    words = f"{least} or more" if least in (0, 1) else "more than 0"
-    return f"{words} and {'less than 1' if (least, most) == _SHARE else f'at most {most}'}"
+    lowest = "more than 0" if 0 < least < 1 else f"{least} or more"
+    highest = "less than 1" if most == _SHARE[1] else f"at most {most}" if math.isfinite(most) else ""
+    return f"{lowest} and {highest}" if highest else lowest
 
 
 def _short(value: Any) -> str:

@@ -169,6 +169,8 @@ def _take_steps(
     trainer: Any, publish: Publish, recipe: Recipe, result: TrainResult, saved: SavedState | None, console: Console
 ) -> None:
     """Train to the last step, and note in ``result`` what was measured."""
+    from torch import OutOfMemoryError
+
     progress, stop = ProgressReport(console), StopOnInterrupt(console)
     for callback in (progress, stop, *_watching(recipe)):
         trainer.add_callback(callback)
@@ -177,6 +179,12 @@ def _take_steps(
     try:
         with stop.listening(), full_disk_is_explained(recipe.out):
             trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
+    except (BoneError, MemoryError, OutOfMemoryError):
+        raise
+    except Exception as error:
+        if trainer.state.global_step > (saved.step if saved else 0):
+            raise
+        raise cannot_train(error) from error  # some settings are only looked at when they are used
     finally:
         progress.close()
     state = trainer.state

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from bone_peft.errors import BoneError
 
+from ..evaluation import check_reach
 from .cut_rows import CutRows
 from .finite import all_finite, in_words, not_finite, weights_are_finite
 
@@ -47,6 +49,10 @@ class RunTrainer(SFTTrainer):
 
     def try_settings(self) -> None:
         """Make the batches, the optimizer and the schedule once: what fails there fails before anything is written."""
+        rows: Any = self.train_dataset
+        for batch in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
+            ids = batch["input_ids"].combine_chunks()
+            check_reach(self.plain_model, pc.max(ids.values).as_py(), pc.max(pc.list_value_length(ids)).as_py())
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self.create_optimizer_and_scheduler(num_training_steps=steps)
@@ -107,6 +113,11 @@ class RunTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        if self.args.save_only_model:
+            raise BoneError(
+                f"{checkpoint} holds no optimizer, as training.save_only_model asks, so it cannot be resumed: train "
+                "its adapter on with --continue-from, in another --out."
+            )
         with _damage_is_explained(checkpoint):
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 for name in (_OPTIMIZER, _SCHEDULER):
