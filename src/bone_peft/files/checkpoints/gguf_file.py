@@ -92,7 +92,8 @@ class GgufCheckpoint:
         from transformers import PreTrainedConfig
 
         try:
-            settings, _ = bounded(lambda: PreTrainedConfig.get_config_dict(**self._where), self.path)
+            # Transformers reads the whole vocabulary on its way. How long that is has been looked at.
+            settings, _ = bounded(lambda: PreTrainedConfig.get_config_dict(**self._where), self.path, seconds=60)
         except Exception as error:
             raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
         config = outline.load_config(settings, self.path, "CAUSAL_LM", self._parts)

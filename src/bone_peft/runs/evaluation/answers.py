@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bone_peft.files.bases import check_chat_template
+from bone_peft.files.bases import ONE_ANSWER, check_chat_template
 from bone_peft.io.names import printable
 
 from .tokens import encode_prompt, expected_text, prompt_text
@@ -21,6 +21,7 @@ def answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_t
             temperature=None,
             top_p=None,
             top_k=None,
+            **ONE_ANSWER,
             pad_token_id=tokenizer.pad_token_id,
         )
     answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -85,6 +86,7 @@ def stream_answer(
             pad_token_id=tokenizer.pad_token_id,
             streamer=_streamer(tokenizer) if echo else None,
             **sampling,
+            **ONE_ANSWER,
         )
     return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 
