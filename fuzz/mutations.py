@@ -9,6 +9,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -40,7 +41,7 @@ def truncate(data: bytes, rng: random.Random) -> bytes:
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(data)
+    changed = bytearray(data or b"x")
     for _ in range(rng.choice([1, 1, 2, 8, 64])):
         changed[rng.randrange(len(changed))] = rng.randrange(256)
     return bytes(changed)
@@ -189,10 +190,105 @@ def greedy_pickle(data: bytes, rng: random.Random) -> bytes:
     return _zip([(n, pickled if n.endswith("data.pkl") else c) for n, c in _entries(data)], zipfile.ZIP_STORED)
 
 
+FOR_EVER = "([a-z_.0-9]+)+X"
+_DRAWING = "\x1b[2J\x1b]0;x\x07\r\x9b31m\u202e[/] [bold red]x[/red]"
+_TEXTS = [FOR_EVER, "(", "(?i)(", "all-linear", _DRAWING, "[/]", "x" * 100_000, "\ud800"]
+_TEMPLATES = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{{ 'x' * 10**10 }}", "{% if",
+    "{{ messages.a.b }}", "{{ raise_exception('no') }}", "{{" + "(" * 10_000, _DRAWING, "{{ 9**9**9 }}",
+]  # fmt: skip
+
+
+def drawing_values(data: bytes, rng: random.Random) -> bytes:
+    """Escape sequences, markup and patterns in place of one value of a JSON object."""
+    found = json.loads(data)
+    name = rng.choice(
+        [*found, "target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "modules_to_save"]
+    )
+    text = rng.choice(_TEXTS)
+    found[name] = rng.choice([text, [text], {text: 8}])
+    return json.dumps(found).encode()
+
+
+def absurd_number(data: bytes, rng: random.Random) -> bytes:
+    """One number of a config becomes one that nothing has."""
+    found = json.loads(data)
+    numbers = [name for name, value in found.items() if isinstance(value, int) and not isinstance(value, bool)]
+    found[rng.choice(numbers)] = rng.choice(
+        [2**31, 2**63, 2**70, 2**20, 5000, 0, -1, -(2**31), 1e300, "1", None, [1] * 9]
+    )
+    if rng.random() < 0.2:
+        found["model_type"] = rng.choice(["jamba", "bamba", "gpt2", "gemma3_text", "t5", "mixtral", "vit", "rwkv", ""])
+    return json.dumps(found).encode()
+
+
+def own_code(path: str) -> Mutation:
+    """A config that asks for code which makes a file at ``path``."""
+
+    def mutate(data: bytes, rng: random.Random) -> bytes:
+        found = json.loads(data)
+        auto = rng.choice(["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "AutoModel"])
+        code = Path(path).parent / "given" / "code.py"
+        code.write_text(f"open({path!r}, 'w')\nclass Own: pass\n")
+        found["auto_map"] = rng.choice([{auto: "code.Own"}, {auto: ["code.Own", "code.Own"]}, "code.Own", [auto]])
+        found["model_type"] = rng.choice(["llama", "own", "vit"])
+        return json.dumps(found).encode()
+
+    return mutate
+
+
+def chat_template(data: bytes, rng: random.Random) -> bytes:
+    return json.dumps(json.loads(data) | {"chat_template": rng.choice(_TEMPLATES)}).encode()
+
+
+def very_deep(data: bytes, rng: random.Random) -> bytes:
+    return rng.choice([b"[", b'{"a":', b'{"a":[']) * rng.choice([900, 100_000])
+
+
+_ROWS = [
+    b"[" * 100_000, b'{"query": "' + b"x" * 10**7 + b'", "response": "y"}', b"\xff\xfe", b"{}", b"null", b"\x00",
+    b'{"query": 1, "response": 2}', b'{"query": null, "response": []}', b'{"query": "", "response": ""}',
+    b'{"query": "\\u001b[2J[/]", "response": "\\ud800"}', b'{"query": NaN, "response": 1e999}', b'{"query": "a"',
+    b'{"query": {"a": {}}, "response": "x"}', b'{"messages": [{"role": "user"}]}',
+]  # fmt: skip
+
+
+def row(data: bytes, rng: random.Random) -> bytes:
+    """One line of rows becomes another."""
+    lines = data.splitlines()
+    lines[rng.randrange(len(lines))] = rng.choice(_ROWS)
+    return b"\n".join(lines)
+
+
+def laughs(data: bytes, rng: random.Random) -> bytes:
+    """Aliases in YAML that stand for ten times the line before."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    return "\n".join([*lines, f"{rng.choice(['base', 'fields', 'adapter', 'seed'])}: *a9\n"]).encode() + data
+
+
+_VALUES = [
+    "2001-99-99", "9" * 5000, "[1, 2", "!!python/name:os.system", "{[1]: 2}", "&a [*a]", "~", ".nan", "1:1:1", "-1",
+    "[]", "{}", "'[/]'", '"\\e[2J"', "[" * 1000, FOR_EVER, "1e999", "true",
+]  # fmt: skip
+
+
+def yaml_value(data: bytes, rng: random.Random) -> bytes:
+    """One line of a recipe says something else."""
+    lines = data.decode().splitlines()
+    at = rng.randrange(len(lines))
+    lines[at] = lines[at].partition(":")[0] + ": " + rng.choice(_VALUES)
+    return "\n".join(lines).encode()
+
+
 BYTES: list[Mutation] = [truncate, flip, flip_start, append, repeat_part, cut_part]
 SAFETENSORS: list[Mutation] = [*BYTES, header_length, *[header_field] * 3, header_double, header_deep,
                                not_finite]  # fmt: skip
-JSON: list[Mutation] = [*BYTES, json_value, json_value, json_value, json_double, json_deep]
+JSON: list[Mutation] = [*BYTES, json_value, json_value, json_value, json_double, json_deep, drawing_values, very_deep]
+CONFIG: list[Mutation] = [*JSON, *[absurd_number] * 4]
+TOKENIZER: list[Mutation] = [*JSON, chat_template, chat_template]
+ROWS: list[Mutation] = [*BYTES, *[row] * 6]
+YAML: list[Mutation] = [*BYTES, laughs, *[yaml_value] * 4]
 TORCH: list[Mutation] = [*BYTES, zip_entry, zip_entry, zip_pickle, zip_pickle, greedy_pickle]
 
 

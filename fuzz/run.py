@@ -1,159 +1,199 @@
-"""The loop: damage, read, judge."""
+"""The loop: damage, give to the command line, judge."""
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
 import resource
+import select
 import shutil
 import signal
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from typer.testing import CliRunner
 
-from bone_peft.errors import BoneError
-from bone_peft.files.conversion import convert
-from bone_peft.files.inspection import inspect_adapter
-from bone_peft.files.merging import merge
+from . import cases
 
-from . import mutations
-
-FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
 FOUND = Path(__file__).parent / "found"
-MAX_GROWTH = 512 * 2**20
-
-Target = tuple[Path, str, list[mutations.Mutation], Callable[[Path, Path], object]]
-
-
-def targets(sentinel: Path) -> list[Target]:
-    """What is copied, the file in it to damage, the ways, and what is done with it then."""
-    peft = FIXTURES / "peft-0.18.1" / "bone-llama"
-    bat = FIXTURES / "peft-0.18.1" / "bat-llama"
-    rwkv = FIXTURES / "rwkv-peft"
-    torch_ways = [*mutations.TORCH, mutations.evil_pickle(str(sentinel)), mutations.evil_pickle(str(sentinel))]
-    base, adapter = str(peft / "base"), peft / "adapter"
-
-    def read(path: Path, out: Path) -> None:
-        inspect_adapter(path)
-        convert(path, "bone", out / "converted")
-
-    def fold(path: Path, out: Path) -> None:
-        merge(base, path, out / "merged")
-
-    def lora(path: Path, out: Path) -> None:
-        convert(path, "lora", out / "converted", base=base)
-
-    def into(path: Path, out: Path) -> None:
-        merge(str(path), adapter, out / "merged")
-
-    def read_file(path: Path, out: Path) -> None:
-        read(path / "adapter.pth", out)
-
-    def into_file(path: Path, out: Path) -> None:
-        merge(str(path / "base.pth"), rwkv / "bone" / "adapter.pth", out / "merged.pth")
-
-    weights, config = "adapter_model.safetensors", "adapter_config.json"
-    return [
-        (adapter, weights, mutations.SAFETENSORS, read),
-        (adapter, weights, mutations.SAFETENSORS, fold),
-        (adapter, config, mutations.JSON, read),
-        (adapter, config, mutations.JSON, fold),
-        (bat / "adapter", weights, mutations.SAFETENSORS, read),
-        (bat / "adapter", config, mutations.JSON, lora),
-        (peft / "base", "model.safetensors", mutations.SAFETENSORS, into),
-        (peft / "base", "config.json", mutations.JSON, into),
-        (rwkv / "bone", "adapter.pth", torch_ways, read_file),
-        (rwkv / "bat", "adapter.pth", torch_ways, read_file),
-        (rwkv / "bone", "base.pth", torch_ways, into_file),
-    ]
+MAX_SECONDS = 10
+MAX_BYTES = 2 * 2**30
+_BATCH = 50
+_FORBIDDEN = set("\x1b\x07\r\x9b\u202e")
 
 
-def attempts(count: int, seed: int, work: Path) -> Iterator[tuple[str, str | None]]:
-    """Do ``count`` attempts. Yields what happened to each, and the fault if it is one."""
-    rng = random.Random(seed)
+@dataclass
+class Outcome:
+    """Of one input: ``taken``, ``refused`` or ``crashed``, the fault if it is one, and what it took."""
+
+    happened: str
+    fault: str | None
+    seconds: float
+    peak: int
+
+
+def cases_of(kind: str, work: Path) -> list[cases.Case]:
+    """The cases for ``read``, ``train``, ``generate`` or ``eval``. Their sound files are made in ``work`` once."""
+    sources = work / "sources"
+    if not sources.exists():
+        cases.make_sources(sources)
     sentinel = work / "code-was-run"
-    chosen = targets(sentinel)
-    start = _peak()
-    for index in range(count):
-        source, name, ways, action = chosen[index % len(chosen)]
-        given, out = work / "given", work / "out"
-        for folder in (given, out):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(source, given)
-        out.mkdir()
-        way = rng.choice(ways)
-        (given / name).write_bytes(way((given / name).read_bytes(), rng))
-        fault = None
-        try:
-            with _limited_time():
-                action(given, out)
-            happened = "taken"
-        except BoneError as error:
-            happened = "refused"
-            if "\n" in str(error) or not str(error).endswith((".", "?")) or len(str(error)) > 1000:
-                fault = f"not one sentence: {error!r}"
-            if list(out.iterdir()):
-                fault = f"left {[path.name for path in out.iterdir()]} behind"
-        except Exception:
-            happened = "crashed"
-            fault = traceback.format_exc()
-        if sentinel.exists():
-            fault = "ran code"
-            sentinel.unlink()
-        if _peak() - start > MAX_GROWTH:
-            fault, start = f"grew by {(_peak() - start) >> 20} MiB", _peak()
-        if fault is not None:
-            fault = f"{source.parent.name}/{name} by {way.__name__}: {fault}"
-        yield happened, fault
+    return cases.readers(sentinel, sources) if kind == "read" else cases.runners(kind, sentinel, sources)
 
 
-@contextmanager
-def _limited_time() -> Iterator[None]:
-    """A minute for what takes a moment."""
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
+def attempt(case: cases.Case, rng: random.Random, work: Path) -> Outcome:
+    """Damage one input and judge what becomes of it."""
+    given, out, sentinel = work / "given", work / "out", work / "code-was-run"
+    for folder in (given, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(case.source, given)
+    out.mkdir()
+    way = rng.choice(case.ways)
+    data = (given / case.name).read_bytes()
     try:
-        yield
-    finally:
-        signal.alarm(0)
+        data = way(data, rng)
+    except UnicodeError:  # a text that no file can hold
+        data = b"\xff"
+    (given / case.name).write_bytes(data)
+    happened, fault = "taken", None
+    seconds = 0.0
+    for words in case.commands(given, out):
+        start = time.monotonic()
+        happened, fault = _judged([str(word) for word in words], out)
+        seconds = max(seconds, time.monotonic() - start)
+        if fault is not None or happened == "refused":
+            break
+    if sentinel.exists():
+        fault = "ran code"
+        sentinel.unlink()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if fault is None and seconds > MAX_SECONDS:
+        fault = f"took {seconds:.0f} s"
+    if fault is None and peak > MAX_BYTES:
+        fault = f"held {peak >> 20} MiB"
+    where = f"{case.source.name}/{case.name} by {way.__name__}"
+    return Outcome(happened, None if fault is None else f"{where}: {fault}", seconds, peak)
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _judged(words: list[str], out: Path) -> tuple[str, str | None]:
+    from bone_peft.cli.main import app
+
+    result = CliRunner().invoke(app, words, input="y\ny\n")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        return "crashed", "".join(traceback.format_exception(result.exception))
+    said = result.stderr.strip()
+    if _FORBIDDEN & set(result.output):
+        return "crashed", f"drew on the screen: {result.output!r}"
+    if result.exit_code == 0:
+        return "taken", None
+    if result.exit_code != 2 or len(said.splitlines()) != 1 or len(said) > 3000 or "Traceback" in said:
+        return "crashed", f"exit code {result.exit_code}, and no sentence: {said!r}"
+    if words[0] in ("merge", "convert") and list(out.iterdir()):
+        return "crashed", f"left {[path.name for path in out.iterdir()]} behind after {said!r}"
+    return "refused", None
 
 
-def main(count: int = 10000, seed: int = 1) -> None:
-    """Damage COUNT inputs and judge what becomes of them."""
+def attempts(count: int, seed: int, work: Path, kind: str = "read") -> Iterator[tuple[str, str | None]]:
+    """Do ``count`` attempts in this process. Yields what happened to each, and the fault if it is one."""
+    chosen = cases_of(kind, work)
+    for index in range(count):
+        outcome = attempt(chosen[index % len(chosen)], random.Random(f"{seed}-{index}"), work)
+        yield outcome.happened, outcome.fault
+
+
+def forked(kind: str, first: int, count: int, seed: int, work: Path) -> Iterator[Outcome]:
+    """The same from index ``first`` on, in a child of this process. One that hangs or dies is a fault, and the last."""
+    chosen = cases_of(kind, work)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
+        with os.fdopen(writing, "wb") as pipe:
+            for index in range(first, first + count):
+                outcome = attempt(chosen[index % len(chosen)], random.Random(f"{seed}-{index}"), work)
+                pickle.dump(outcome, pipe)
+                pipe.flush()
+                if outcome.fault is not None:  # what it was stays in the folder
+                    break
+        os._exit(0)
+    os.close(writing)
+    case = chosen[first % len(chosen)]
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        for index in range(first, first + count):
+            case = chosen[index % len(chosen)]
+            # The command has its own limits; this is for what not even a signal of Python's ends.
+            ready, _, _ = select.select([pipe], [], [], 6 * MAX_SECONDS)
+            try:
+                if not ready:
+                    raise TimeoutError
+                outcome = pickle.load(pipe)
+                yield outcome
+                if outcome.fault is not None:
+                    break
+            except (EOFError, pickle.UnpicklingError, TimeoutError):
+                what = "the process died" if ready else f"no end after {6 * MAX_SECONDS} s"
+                yield Outcome("crashed", f"{case.source.name}/{case.name}: {what}", 0.0, 0)
+                break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def main(kind: str = "read", count: int = 10000, seed: int = 1) -> None:
+    """Damage COUNT inputs for one KIND of command (read, train, generate or eval) and judge what becomes of them."""
     warnings.filterwarnings("ignore")
-    # What would not fit here fails here, and not on the whole machine.
-    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
+    os.environ["HF_HUB_OFFLINE"] = "1"
     totals: Counter[str] = Counter()
-    faults = []
-    with tempfile.TemporaryDirectory() as folder:
-        for happened, fault in attempts(count, seed, Path(folder)):
-            totals[happened] += 1
-            if fault is not None:
-                faults.append(fault)
-                if len(faults) == 1:
-                    shutil.rmtree(FOUND, ignore_errors=True)
-                    shutil.copytree(Path(folder) / "given", FOUND)
-    print(f"{count} inputs, seed {seed}: {dict(totals)}, {len(faults)} faults, peak memory {_peak() >> 20} MiB")
-    for fault, times in Counter(
-        fault.splitlines()[0] + " ... " + fault.splitlines()[-1] for fault in faults
-    ).most_common(20):
-        print(f"{times} x {fault}")
+    faults: list[str] = []
+    slowest, largest, start = 0.0, 0, time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        os.environ["HF_DATASETS_CACHE"] = str(work / "cache")
+        _warm()
+        done = 0
+        while done < count:
+            for outcome in forked(kind, done, min(_BATCH, count - done), seed, work):
+                done += 1
+                totals[outcome.happened] += 1
+                slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.peak)
+                if outcome.fault is not None:
+                    faults.append(outcome.fault)
+                    print(f"input {done - 1}: {outcome.fault[-1500:]}", flush=True)
+                    if len(faults) == 1:
+                        shutil.rmtree(FOUND, ignore_errors=True)
+                        shutil.copytree(work / "given", FOUND)
+    seconds = time.monotonic() - start
+    print(
+        f"{kind}: {count} inputs, seed {seed}: {dict(totals)}, {len(faults)} faults, slowest {slowest:.1f} s, largest "
+        f"{largest >> 20} MiB, {count / seconds:.1f} inputs/s"
+    )
     if faults:
-        print(faults[0])
         raise typer.Exit(1)
+
+
+def _warm() -> None:
+    """Import what the commands import, so that every child has it."""
+    import torch
+    import trl  # noqa: F401
+
+    import bone_peft.cli.main
+    import bone_peft.costs.estimation
+    import bone_peft.files.merging
+    import bone_peft.runs.data
+    import bone_peft.runs.evaluation
+    import bone_peft.runs.training  # noqa: F401
+
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

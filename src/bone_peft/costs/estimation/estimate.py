@@ -104,6 +104,8 @@ def estimate(
     task = None if config.architectures else "CAUSAL_LM"
     shape = outline(config, task, where=model, trust_remote_code=trust_remote_code)
     parameters = sum(parameter.numel() for parameter in shape.parameters())
+    if not parameters:
+        raise BoneError(f"{model} asks for a model without parameters: is its config damaged?")
     settings = recommended(parameters)
     wanted = SIZES | {"Bottleneck": round(settings.size[0] * settings.alpha[0])} | dict(sizes or {})
     unknown = set(wanted) - set(METHODS)

@@ -2,6 +2,6 @@
 
 from .chat_template import check_chat_template
 from .load_adapter import load_adapter
-from .load_base import load_base
+from .load_base import ONE_ANSWER, load_base
 
-__all__ = ["check_chat_template", "load_adapter", "load_base"]
+__all__ = ["ONE_ANSWER", "check_chat_template", "load_adapter", "load_base"]

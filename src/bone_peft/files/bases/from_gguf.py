@@ -17,14 +17,17 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
     if "quantization_config" in kwargs:
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
     path = path_of(base)
+    checkpoint = GgufCheckpoint(base, "auto")
     # Built within limits, before Transformers builds it without.
-    _ = GgufCheckpoint(base).model
+    _ = checkpoint.model
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     where["trust_remote_code"] = trust_remote_code
     # Without this, Transformers keeps the weights packed: they could be neither adapted nor merged.
     unpack = GgufConfig(dequantize=True)
     with not_run(base):
-        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=unpack, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, config=checkpoint.config, quantization_config=unpack, **kwargs
+        )
         tokenizer = AutoTokenizer.from_pretrained(**where)
     # The rest of the world meets this base by the name it was asked for, not by a folder of this machine.
     model.name_or_path = model.config._name_or_path = base

@@ -11,6 +11,9 @@ from . import from_gguf, from_pth, from_transformers
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZE = ("none", "8bit", "4bit")
 
+ONE_ANSWER: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1}
+"""For ``generate()``, whatever the base's own config says."""
+
 
 class Loader(Protocol):
     """One family of base files; a module with these two functions is one."""
@@ -72,6 +75,7 @@ def load_base(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_finite(model, base)
+    _check_runs(model, base)
     return model.eval(), tokenizer
 
 
@@ -83,6 +87,20 @@ def _check_finite(model: Any, base: str) -> None:
                 f"The base {base!r} holds NaN or infinity in {name}: it is broken, or its numbers are beyond what "
                 f"{str(parameter.dtype).removeprefix('torch.')} holds."
             )
+
+
+def _check_runs(model: Any, base: str) -> None:
+    """Answer with one token: what is wrong with the configs shows there, if it did not before."""
+    import torch
+
+    one = torch.ones(1, 1, dtype=torch.long, device=model.device)
+    try:
+        with torch.inference_mode():
+            model.eval().generate(
+                input_ids=one, attention_mask=one, max_new_tokens=1, do_sample=False, pad_token_id=0, **ONE_ANSWER
+            )
+    except Exception as error:
+        raise BoneError(f"The base {base!r} cannot be run: {_first_line(error)}") from error
 
 
 def _quantization(quantize: str, dtype: str) -> Any:

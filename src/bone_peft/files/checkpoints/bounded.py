@@ -25,8 +25,8 @@ T = TypeVar("T")
 PARTS = 100_000
 """Modules and parameters that a model may have. The largest of Transformers have some 8,000."""
 
-SECONDS = 6
-"""Of the processor, so that a busy machine is no reason. The largest take a second, importing their code another."""
+SECONDS = 3
+"""Of the processor, so that a busy machine is no reason. The largest take a third of one."""
 
 BYTES = 2**30
 

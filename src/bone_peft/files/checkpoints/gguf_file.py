@@ -92,7 +92,7 @@ class GgufCheckpoint:
         from transformers import PreTrainedConfig
 
         try:
-            # Its header was checked; reading a vocabulary of some 100,000 words takes seconds.
+            # Transformers reads the whole vocabulary on its way. How long that is has been looked at.
             settings, _ = bounded(lambda: PreTrainedConfig.get_config_dict(**self._where), self.path, seconds=60)
         except Exception as error:
             raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error

@@ -110,8 +110,8 @@ def _of_map(config: Any) -> Any:
 
 def _named(architectures: Any) -> Any:
     """The model class that a config names first, if Transformers has it."""
-    name = architectures[0] if architectures else ""
-    cls = getattr(transformers, name, None)
+    name = architectures[0] if isinstance(architectures, list) and architectures else ""
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
     return cls if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel) else None
 
 
@@ -247,6 +247,8 @@ def load_config(
 
 
 def _config(settings: dict[str, Any], where: Path | str) -> Any:
+    # Its code is imported, which is no work of this config's.
+    _ = transformers.CONFIG_MAPPING[settings["model_type"]]
     # By itself, so that neither code nor other configs of its folder count.
     with TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(settings))

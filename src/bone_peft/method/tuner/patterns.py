@@ -15,7 +15,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
-SECONDS = 3
+SECONDS = 2
 """Of the processor, for all patterns and all names; a few milliseconds are usual."""
 
 _MOST_PATTERNS = 10_000

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bone_peft.errors import BoneError
-from bone_peft.files.bases import check_chat_template
+from bone_peft.files.bases import ONE_ANSWER, check_chat_template
 from bone_peft.io.names import printable
 
 from .reach import check_reach, positions_of
@@ -42,6 +42,7 @@ def answer_batch(
             temperature=None,
             top_p=None,
             top_k=None,
+            **ONE_ANSWER,
             pad_token_id=tokenizer.pad_token_id,
             stopping_criteria=[go_on],
         )
@@ -121,6 +122,7 @@ def stream_answer(
             pad_token_id=tokenizer.pad_token_id,
             streamer=_streamer(tokenizer) if echo else None,
             **sampling,
+            **ONE_ANSWER,
         )
     return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 
