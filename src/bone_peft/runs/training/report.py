@@ -51,7 +51,7 @@ def facts_of(result: TrainResult) -> dict[str, str]:
     return {
         "Trainable parameters": f"{result.trainable_parameters:,} ({share:.1%} of the base)",
         "Steps": f"{result.steps:,}",
-        "Training rows": f"{result.rows:,}",
+        "Training rows": f"{result.rows:,}" + (f" ({result.rows_cut:,} cut)" if result.rows_cut else ""),
         "Loss, first to last step": f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "not logged",
         "Training time": f"{result.seconds:,.0f} s",
         "Tokens per second": f"{result.tokens_per_second:,.0f}",

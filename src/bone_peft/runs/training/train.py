@@ -182,7 +182,8 @@ def _take_steps(
     except (BoneError, MemoryError, OutOfMemoryError):
         raise
     except Exception as error:
-        if trainer.state.global_step > (saved.step if saved else 0):
+        # Of several processes, each is told only that another one has gone.
+        if trainer.args.world_size > 1 or trainer.state.global_step > (saved.step if saved else 0):
             raise
         raise cannot_train(error) from error  # some settings are only looked at when they are used
     finally:
