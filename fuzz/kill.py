@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -27,6 +28,7 @@ from .commands import COMMANDS, Command, Templates
 
 HANGS = 300
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+_FULL = re.compile("No space left|File too large|free some space")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -170,7 +172,7 @@ def attempt(command: Command, way: Way, templates: Templates, scratch: Path) -> 
             faults += [f"{name} is left behind" for name in commands.litter(work)]
         if ended.code not in ((0, 2) if way.full else (0, -way.number, 128 + way.number)):
             faults.append(f"it ends with {ended.code}: {ended.said.strip()[-300:]}")
-        if way.full and ended.code == 2 and "No space left" not in ended.said.strip().splitlines()[-1]:
+        if way.full and ended.code == 2 and not _FULL.search(ended.said.strip().splitlines()[-1]):
             faults.append(f"a full disk is called {ended.said.strip()[-300:]}")
         give_room()
         for arguments in command.next_arguments(work, templates):
