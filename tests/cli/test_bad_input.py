@@ -149,7 +149,7 @@ def test_merge_does_not_replace_unasked(adapter, plain_base, tmp_path):
     for force, says in (([], "--force"), (["--force"], "mine.txt")):
         refused(bone(*command, *force), says)
         assert (out / "mine.txt").read_text() == "keep"
-    (out / "mine.txt").unlink()
+    shutil.rmtree(out)
     assert bone(*command).exit_code == 0
     refused(bone(*command), "--force")
     assert bone(*command, "--force").exit_code == 0
