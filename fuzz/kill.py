@@ -107,7 +107,7 @@ def _in_child(arguments: list[str], work: Path, way: Way, says: int, counts: int
     from bone_peft.cli.main import main
     from bone_peft.io import rename
 
-    sys.stdout = sys.stderr = open(says, "w", encoding="utf-8")
+    sys.stdout = sys.stderr = os.fdopen(says, "w", encoding="utf-8")
     os.dup2(says, 1)
     os.dup2(says, 2)
     os.chdir(work)
