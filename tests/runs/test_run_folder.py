@@ -118,6 +118,21 @@ def test_force_replaces_a_run(plain_base, rows_file, out, old):
     train(recipe(plain_base, rows_file, out, seed=2, training__max_steps=1), force=True)
 
 
+def test_a_run_of_0_1_goes_on(plain_base, rows_file, out):
+    of_0_1(out)
+    before = contents(out)
+    for name in ("adapter", "checkpoints/checkpoint-3"):
+        shutil.rmtree(out / name)
+    (out / "result.json").unlink()
+    (out / "checkpoints" / ".trainer.txt").write_text("mine")
+    with pytest.raises(BoneError, match=r"holds checkpoints/\.trainer\.txt"):
+        train(recipe(plain_base, rows_file, out), resume=True)
+    (out / "checkpoints" / ".trainer.txt").unlink()
+    assert train(recipe(plain_base, rows_file, out), resume=True).steps == 3
+    after = contents(out)
+    assert all(after[path] == before[path] for path in before if path.endswith("model.safetensors"))
+
+
 @pytest.mark.parametrize(
     "values",
     [
