@@ -225,9 +225,10 @@ def litter(work: Path) -> list[str]:
     return [path.relative_to(work).as_posix() for path in work.rglob(".*") if path.name != ".bone.json"]
 
 
-def largest_file(templates: Templates, command: Command) -> int:
-    """Bytes of the largest file of a result."""
-    return max(len(content) for content in files(templates[command.whole] / command.out).values())
+def sizes(templates: Templates, command: Command) -> tuple[int, int]:
+    """Bytes of the largest file of a result, and of all."""
+    found = [len(content) for content in files(templates[command.whole] / command.out).values()]
+    return max(found), sum(found)
 
 
 def _aside(work: Path, out: str) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
+import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +28,7 @@ from .commands import COMMANDS, Command, Templates
 
 HANGS = 300
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+_FULL = re.compile("No space left|File too large|free some space")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -36,6 +42,7 @@ class Way:
         number: SIGKILL or SIGTERM.
         plain: pretend that the system has no renames but the plain one.
         limit: largest file, in bytes.
+        room: what the disk has left, in bytes.
     """
 
     change: int | None = None
@@ -43,6 +50,11 @@ class Way:
     number: int = signal.SIGKILL
     plain: bool = False
     limit: int | None = None
+    room: int | None = None
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None or self.room is not None
 
 
 @dataclass
@@ -57,35 +69,47 @@ class Ended:
 
 def run(arguments: list[str], work: Path, way: Way | None = None) -> Ended:
     """Run ``bone`` in a fork of this process."""
-    log, counted = work.parent / "log", work.parent / "changes"
+    way = way or Way()
+    said, says = os.pipe()
+    counted, counts = os.pipe()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
         code = 70
         try:
-            code = _in_child(arguments, work, way or Way(), log, counted)
+            code = _in_child(arguments, work, way, says, counts)
         finally:
             os._exit(code)
-    if way is not None and way.after is not None:
-        time.sleep(way.after)
-        os.kill(child, way.number)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(HANGS)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    signal.alarm(0)
+    os.close(says)
+    os.close(counts)
+    output = b""
+    due = [(started + HANGS, signal.SIGKILL)]
+    if way.after is not None:
+        due.append((started + way.after, signal.Signals(way.number)))
+    status = None
+    while status is None:
+        if due and time.monotonic() >= due[-1][0]:
+            os.kill(child, due.pop()[1])
+        ready = select.select([said], [], [], 0.002)[0]
+        block = os.read(said, 2**16) if ready else b""
+        output += block
+        if not block:
+            ended, found = os.waitpid(child, 0 if ready else os.WNOHANG)
+            status = os.waitstatus_to_exitcode(found) if ended else None
     seconds = time.monotonic() - started
-    changes = int(counted.read_text()) if counted.exists() else 0
-    counted.unlink(missing_ok=True)
-    return Ended(status, log.read_text(errors="replace"), changes, seconds)
+    changes = os.read(counted, 100)
+    os.close(said)
+    os.close(counted)
+    return Ended(status, output.decode(errors="replace"), int(changes or 0), seconds)
 
 
-def _in_child(arguments: list[str], work: Path, way: Way, log: Path, counted: Path) -> int:
+def _in_child(arguments: list[str], work: Path, way: Way, says: int, counts: int) -> int:
     from bone_peft.cli.main import main
     from bone_peft.io import rename
 
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    sys.stdout = sys.stderr = os.fdopen(says, "w", encoding="utf-8")
+    os.dup2(says, 1)
+    os.dup2(says, 2)
     os.chdir(work)
     if way.limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (way.limit, way.limit))
@@ -128,9 +152,7 @@ def _in_child(arguments: list[str], work: Path, way: Way, log: Path, counted: Pa
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
-    way.change = None
-    if way.limit is None:
-        counted.write_text(str(changes))
+    os.write(counts, str(changes).encode())
     return code
 
 
@@ -141,29 +163,49 @@ def _within(path: str, folder: str) -> bool:
 def attempt(command: Command, way: Way, templates: Templates, scratch: Path) -> tuple[str, list[str]]:
     """End a command in a way, look, do what a user would do next, and look again."""
     work = scratch / "work"
+    with _disk(work, way.room, templates[command.before]) as give_room:
+        ended = run(command.arguments, work, way)
+        faults = [f"{fault}, after the end" for fault in commands.inputs_changed(work, templates)]
+        if "Traceback" in ended.said:
+            faults.append(f"a traceback: {ended.said.strip().splitlines()[-1]}")
+        faults += command.after_end(work, templates)
+        if ended.code != -signal.SIGKILL:
+            faults += [f"{name} is left behind" for name in commands.litter(work)]
+        if ended.code not in ((0, 2) if way.full else (0, -way.number, 128 + way.number)):
+            faults.append(f"it ends with {ended.code}: {ended.said.strip()[-300:]}")
+        if way.full and ended.code == 2 and not _FULL.search(ended.said.strip().splitlines()[-1]):
+            faults.append(f"a full disk is called {ended.said.strip()[-300:]}")
+        give_room()
+        for arguments in command.next_arguments(work, templates):
+            again = run(arguments, work)
+            if again.code != 0:
+                faults.append(f"bone {' '.join(arguments)} then ends with {again.code}: {again.said.strip()[-300:]}")
+                break
+        else:
+            faults += command.after_next(work, templates)
+        faults += [f"{fault}, after the next run" for fault in commands.inputs_changed(work, templates)]
+        faults += [f"{name} is left after the next run" for name in commands.litter(work)]
+    kinds = {0: "done", 2: "refused", -signal.SIGKILL: "killed", 128 + signal.SIGTERM: "terminated"}
+    return kinds.get(ended.code, f"ended with {ended.code}"), faults
+
+
+@contextmanager
+def _disk(work: Path, room: int | None, template: Path) -> Iterator[Callable[[], None]]:
+    """A copy of a template in ``work``, on a disk with not more ``room`` than that. Yields what gives it room."""
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(templates[command.before], work)
-    ended = run(command.arguments, work, way)
-    faults = [f"{fault}, after the end" for fault in commands.inputs_changed(work, templates)]
-    if "Traceback" in ended.said:
-        faults.append(f"a traceback: {ended.said.strip().splitlines()[-1]}")
-    faults += command.after_end(work, templates)
-    if ended.code == 128 + signal.SIGTERM or way.limit is not None:
-        faults += [f"left {name} behind" for name in commands.litter(work)]
-    if way.limit is not None and ended.code not in (0, 2):
-        faults.append(f"a full disk ends with {ended.code}")
-    if ended.code == 2 and (way.limit is None or len(ended.said.strip().splitlines()[-1]) > 400):
-        faults.append(f"refused: {ended.said[-300:]}")
-    for arguments in command.next_arguments(work, templates):
-        again = run(arguments, work)
-        if again.code != 0:
-            faults.append(f"bone {' '.join(arguments)} then ends with {again.code}: {again.said.strip()[-300:]}")
-            break
-    else:
-        faults += command.after_next(work, templates)
-    faults += [f"{fault}, after the next run" for fault in commands.inputs_changed(work, templates)]
-    faults += [f"{name} is left after the next run" for name in commands.litter(work)]
-    return {0: "done", 2: "refused", -signal.SIGKILL: "killed"}.get(ended.code, f"ended with {ended.code}"), faults
+    if room is None:
+        shutil.copytree(template, work)
+        yield lambda: None
+        return
+    work.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", work], check=True)
+    try:
+        shutil.copytree(template, work, dirs_exist_ok=True)
+        used = shutil.disk_usage(work).used
+        subprocess.run(["mount", "-o", f"remount,size={used + room}", work], check=True)
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=1g", work], check=True) and None
+    finally:
+        subprocess.run(["umount", work], check=True)
 
 
 def ways(seconds: float, changes: int, count: int, rng: random.Random) -> list[Way]:
@@ -178,9 +220,12 @@ def ways(seconds: float, changes: int, count: int, rng: random.Random) -> list[W
     return found
 
 
-def full_disks(largest: int, count: int, rng: random.Random) -> list[Way]:
-    """Limits on the size of a file, from nothing to nearly enough."""
-    return [Way(limit=int(largest ** rng.uniform(0, 1))) for _ in range(count)]
+def full_disks(largest: int, total: int, count: int, rng: random.Random) -> list[Way]:
+    """Limits on the size of a file, from nothing to enough; where we may mount one, small disks as well."""
+    found = [Way(limit=int(largest ** rng.uniform(0, 1))) for _ in range(count)]
+    if os.geteuid() == 0:
+        found[::2] = [Way(room=4096 * rng.randint(1, total // 4096)) for _ in found[::2]]
+    return found
 
 
 def main(
@@ -203,7 +248,7 @@ def main(
             command = COMMANDS[name]
             share = count * (index + 1) // len(only) - count * index // len(only)
             if disk_full:
-                chosen = full_disks(commands.largest_file(templates, command), share, rng)
+                chosen = full_disks(*commands.sizes(templates, command), share, rng)
             else:
                 chosen = ways(*templates.seconds_and_changes(command), share, rng)
             for way in chosen:

@@ -35,7 +35,7 @@ def convert(
     uniform: bool = typer.Option(False, "--uniform", help="To lora: one rank for all layers, for llama.cpp."),
     dtype: str = typer.Option(None, help="Round the tensors; RWKV-PEFT wants its base's type, bfloat16."),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
-    force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
+    force: bool = typer.Option(False, "--force", help="Replace OUT if it is an adapter that bone wrote."),
 ) -> None:
     from rich.table import Table
 

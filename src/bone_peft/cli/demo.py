@@ -36,8 +36,10 @@ def demo(
     eval_rows: int = typer.Option(None, min=1, help="Held-out problems to score; default: all of the recipe's."),
     force: bool = typer.Option(False, "--force", help="Replace a run that OUT holds."),
 ) -> None:
+    from bone_peft.files import kinds
     from bone_peft.files.bases import load_base
     from bone_peft.files.merging import merge
+    from bone_peft.io.whole import check_free
     from bone_peft.runs.data import load_data
     from bone_peft.runs.evaluation import Subject, evaluate, stream_answer
     from bone_peft.runs.training import Recipe, train
@@ -52,6 +54,7 @@ def demo(
     run = RunFolder(recipe.out)
     run.check_free(resume=False, force=force)
     merged = f"{recipe.out}/merged"
+    check_free(merged, kinds.merged(), replace=force)
 
     def held_out(tokenizer: object) -> "Dataset":
         rows = load_data(recipe.eval_data or [], tokenizer=tokenizer, chat=recipe.chat, template=recipe.template)

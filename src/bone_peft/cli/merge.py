@@ -36,7 +36,7 @@ def merge(
         list[float] | None, typer.Option(help="Factor on each adapter, in their order; default: 1.")
     ] = None,
     out: str = typer.Option(..., help="Folder to write (RWKV: .pth file)."),
-    force: bool = typer.Option(False, "--force", help="Replace OUT if it exists."),
+    force: bool = typer.Option(False, "--force", help="Replace OUT if it is a model that bone merged."),
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="What a GGUF base is unpacked to: bf16 or fp32."),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     verify: bool = typer.Option(False, "--verify", help="Then run both models on a prompt. Loads them whole."),

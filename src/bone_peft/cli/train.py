@@ -126,7 +126,7 @@ def train(
     ] = None,
     out: str = typer.Option(None, help="Folder of the run.", rich_help_panel=_RUN),
     resume: bool = typer.Option(False, "--resume", help="Continue from the last checkpoint.", rich_help_panel=_RUN),
-    force: bool = typer.Option(False, "--force", help="Replace a run that OUT holds.", rich_help_panel=_RUN),
+    force: bool = typer.Option(False, "--force", help="Replace the run that OUT holds.", rich_help_panel=_RUN),
 ) -> None:
     given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, [])}
 

@@ -17,7 +17,7 @@ from .rename import aside, exchange, put
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # Writers outside Python report the same failure as text: Rust (safetensors) and torch's zip writer.
 _FULL_TEXT = re.compile(
-    rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed writing|unexpected pos \d+"
+    rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed writing|iostream error|unexpected pos \d+"
 )
 
 _LISTED = FolderOf()

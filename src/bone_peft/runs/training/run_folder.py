@@ -17,13 +17,18 @@ from bone_peft.io.place import expanded, keep_off, real
 from bone_peft.io.rename import exchange, put
 from bone_peft.io.whole import parents_of, whole_file
 
-_NAMES = ("recipe.yaml", "result.json", "report.html", "loss.png", "adapter", "checkpoints", "tensorboard")
+_FILES = ("recipe.yaml", "result.json", "report.html", "loss.png")
+_NAMES = (*_FILES, "adapter", "checkpoints", "tensorboard")
+_CHECKPOINT = (
+    r"adapter_config\.json|adapter_model\.(safetensors|bin)|README\.md|trainer_state\.json|training_args\.bin"
+    r"|(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth|bin)|latest|zero_to_fp32\.py|global_step\d+/.*"
+    rf"|(pytorch_model_fsdp|optimizer)(_\d+)?/.*|{TOKENIZER}"
+)
+# What a run writes while it goes on, before any of it is in its manifest.
 _PROGRESS = re.compile(
-    rf"\.({'|'.join(map(re.escape, _NAMES))})\.[0-9a-f]{{8}}\.(partial|taking|old)(/.*)?"
+    rf"\.({'|'.join(map(re.escape, (*_NAMES, MANIFEST)))})\.[0-9a-f]{{8}}\.(partial|taking|old)(/.*)?"
     r"|tensorboard(/events\.out\.tfevents\.[^/]+)?"
-    r"|checkpoints(/README\.md)?|checkpoints(/checkpoint-\d+(/(adapter_(config\.json|model\.(safetensors|bin))|README\.md|trainer_state\.json"
-    r"|training_args\.bin|(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth|bin)|latest|zero_to_fp32\.py"
-    rf"|global_step\d+/.*|(pytorch_model_fsdp|optimizer)(_\d+)?/.*|{TOKENIZER}))?)?"
+    rf"|checkpoints(/README\.md|/checkpoint-\d+(/({_CHECKPOINT}))?)?"
 )
 
 
@@ -240,8 +245,7 @@ class RunFolder:
         found = [f"{name}/{path}" for name in results for path in within[name].strangers(self.place / name)]
         for path in entries(self.place):
             top = path.partition("/")[0]
-            single = path in _NAMES and "." in path
-            if top not in results and path not in listed and not single and not _PROGRESS.fullmatch(path):
+            if top not in results and path not in (*_FILES, *listed) and not _PROGRESS.fullmatch(path):
                 found.append(path)
         return found
 
