@@ -127,7 +127,8 @@ def test_a_signal_leaves_nothing_and_says_so(work, monkeypatch, capsys, name, fo
     before = contents(work)
     monkeypatch.setattr(FolderCheckpoint, "_copy_rest", lambda self, out: os.kill(os.getpid(), number))
     monkeypatch.setattr(sys, "argv", ["bone", *MERGE[:5], *force, "--out", out])
-    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    handlers = {one: signal.signal(one, signal.default_int_handler) for one in signals}
     try:
         with pytest.raises(SystemExit) as end:
             entry.main()

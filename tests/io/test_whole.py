@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +106,35 @@ def test_an_exchange(tmp_path, renames):
     assert (
         contents(tmp_path).keys() == {"out/config", f"out/{MANIFEST}"}
         and (tmp_path / "out/config").read_text() == "new"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the call is Linux's")
+def test_an_exchange_is_one_call_where_there_is_one(tmp_path, monkeypatch):
+    write_folder(tmp_path / "out", "old")
+    monkeypatch.delattr(Path, "rename")
+    monkeypatch.delattr(Path, "replace")
+    write_folder(tmp_path / "out", "new", replace=True)
+    write_folder(tmp_path / "out2", "new")
+    assert (tmp_path / "out" / "config").read_text() == (tmp_path / "out2" / "config").read_text() == "new"
+
+
+def test_an_exchange_that_fails_halfway_is_undone(tmp_path, monkeypatch):
+    monkeypatch.setattr(rename, "_renameat2", lambda *_: False)
+    write_folder(tmp_path / "out", "old")
+    plain = type(tmp_path).rename
+
+    def fail(self, to):
+        if self.suffix == ".partial":
+            raise PermissionError(errno.EACCES, "Permission denied", str(to))
+        return plain(self, to)
+
+    monkeypatch.setattr(type(tmp_path), "rename", fail)
+    with pytest.raises(PermissionError):
+        write_folder(tmp_path / "out", "new", replace=True)
+    assert (
+        contents(tmp_path).keys() == {"out/config", f"out/{MANIFEST}"}
+        and (tmp_path / "out/config").read_text() == "old"
     )
 
 

@@ -260,11 +260,14 @@ def test_links_and_the_home_folder(plain_base, rows_file, tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_save_and_stop(plain_base, rows_file, tmp_path, at_step, name):
     number = signal.Signals[name]
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.default_int_handler)
     at_step(1, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(TrainingStopped, match="Stopped at step 1 of 3") as stop:
-        train(recipe(plain_base, rows_file, tmp_path / "run"))
-    assert stop.value.number == number and signal.getsignal(number) == before
+    try:
+        with pytest.raises(TrainingStopped, match="Stopped at step 1 of 3") as stop:
+            train(recipe(plain_base, rows_file, tmp_path / "run"))
+        assert stop.value.number == number and signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert RunFolder(tmp_path / "run").last_checkpoint().name == "checkpoint-1"
 
 
