@@ -109,7 +109,7 @@ def test_force_names_what_the_run_did_not_write(plain_base, rows_file, out, path
 def test_force_replaces_a_run(plain_base, rows_file, out, old):
     if old:
         of_0_1(out)
-    result = train(recipe(plain_base, rows_file, out, seed=1, **SAVING), force=True)
+    result = train(recipe(plain_base, rows_file, out, seed=1, **SAVING | {"training__save_steps": 2}), force=True)
     assert [path.name for path in out.parent.iterdir()] == ["run"]
     assert Recipe.load(out / "recipe.yaml").seed == 1 and result.adapter == str(out / "adapter")
     assert sorted(path.name for path in (out / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
@@ -186,7 +186,12 @@ def test_without_checkpoints_the_adapter_is_the_first_to_show(plain_base, rows_f
 
 
 def test_the_best_checkpoint_moves_along(plain_base, rows_file, out):
-    best = {"training__eval_strategy": "steps", "training__eval_steps": 1, "training__load_best_model_at_end": True}
+    best = {
+        "training__save_total_limit": 5,
+        "training__eval_strategy": "steps",
+        "training__eval_steps": 1,
+        "training__load_best_model_at_end": True,
+    }
     held_out = out.parent / "held-out.jsonl"
     held_out.write_text('{"query": "1+1=", "response": "2"}\n')
     train(recipe(plain_base, rows_file, out, eval_data=str(held_out), **best, **SAVING), force=True)
