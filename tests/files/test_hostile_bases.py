@@ -10,6 +10,7 @@ from bone_peft import BoneError, load_base
 from bone_peft.files.checkpoints import bounded
 from bone_peft.files.checkpoints.outline import load_config
 
+from ..cli.test_commands import bone
 from ..runs.tiny import make_base
 
 ABSURD = [
@@ -80,3 +81,16 @@ def test_files_that_are_no_json(honest, name, content):
             assert "\n" not in str(caught.value)
     finally:
         file.write_text(before)
+
+
+def test_texts_of_millions_of_characters(honest, tmp_path):
+    row = tmp_path / "rows.jsonl"
+    row.write_text(json.dumps({"query": "x" * 10**7, "response": "y"}) + "\n")
+    for words in (
+        ["eval", "--base", honest, "--data", row, "--fields", "query", "response"],
+        ["generate", "--base", honest, "x" * 10**6],
+    ):
+        start = time.monotonic()
+        done = bone(*words)
+        assert done.exit_code == 2 and "made for 128 tokens" in done.stderr
+        assert time.monotonic() - start < 10

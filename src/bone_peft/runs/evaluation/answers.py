@@ -7,7 +7,7 @@ from bone_peft.errors import BoneError
 from bone_peft.files.bases import ONE_ANSWER, check_chat_template
 from bone_peft.io.names import printable
 
-from .reach import check_reach, positions_of
+from .reach import check_length, check_reach, positions_of
 from .tokens import encode_prompt, expected_text, prompt_text
 
 
@@ -104,6 +104,7 @@ def stream_answer(
         if not tokenizer.chat_template:
             raise BoneError("chat is set, but this base's tokenizer has no chat template; leave chat out.")
         check_chat_template(tokenizer)
+    check_length(model, [prompt])
     ids = encode_prompt([{"role": "user", "content": prompt}] if as_chat else prompt, tokenizer)
     if not ids:
         raise BoneError("The prompt is no token at all for this base; write more than that.")

@@ -8,7 +8,7 @@ from typing import Any
 from bone_peft.errors import BoneError
 
 from .answers import answer_batch
-from .reach import check_reach
+from .reach import check_length, check_reach
 from .tokens import encode, encode_prompt, expected_text, prompt_text
 
 # An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
@@ -53,6 +53,7 @@ def score(
         samples: how many answers to keep for reading.
         on_rows: called with the number of rows done since the last call.
     """
+    check_length(model, (prompt_text(row["prompt"]) + expected_text(row["completion"]) for row in rows))
     encoded = [encode(row, tokenizer) for row in rows]
     prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
     check_reach(
