@@ -10,7 +10,7 @@ help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (about 5 minutes on two cores)"
 	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 3 minutes)"
 	@echo "make test   run the test suite"
-	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, fuzzing (half an hour)"
+	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, damaged files, kills (an hour)"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"
 
@@ -36,7 +36,12 @@ check-all: SHELL := /bin/bash -o pipefail
 check-all: $(READY)
 	$(BIN)/python -m checks.peft_suite | tee checks/last/peft_suite.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.architectures --again --table docs/architectures.md
-	$(BIN)/python -m fuzz.run --count 10000 | tee checks/last/fuzz.txt
+	$(BIN)/python -m fuzz.run --kind read --count 10000 | tee checks/last/fuzz-read.txt
+	for kind in train generate eval; do \
+	    $(BIN)/python -m fuzz.run --kind $$kind --count 300 | tee checks/last/fuzz-$$kind.txt || exit 1; done
+	$(BIN)/python -m fuzz.kill --count 300 | tee checks/last/kill.txt
+	$(BIN)/python -m fuzz.kill --disk-full --count 63 | tee checks/last/disk-full.txt
+	$(BIN)/python -m fuzz.odd_input | tee checks/last/odd-input.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .

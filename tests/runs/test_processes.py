@@ -47,6 +47,7 @@ def uninterrupted(plain_base, rows_file, tmp_path_factory):
 # Runs `train` in a process that signals itself at the end of a step: exact, unlike a sleep.
 AT_STEP = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 from bone_peft.runs.training.callbacks import StopOnInterrupt
 old = StopOnInterrupt.on_step_begin
 def on_step_begin(self, args, state, control, **kwargs):
