@@ -12,6 +12,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from bone_peft import BoneConfig, BoneError
 
 from ...models import config_for, llama, randomize, tokens
+from ...versions import needs
 
 IDS, BASE = tokens(), llama()
 
@@ -97,6 +98,7 @@ def test_a_file_that_has_more(tmp_path):
         PeftModel.from_pretrained(base(), folder)
 
 
+@needs("transformers", "5.0")
 def test_experts_one_by_one_are_not_dropped(tmp_path):
     """As Transformers 4 had them; Transformers 5 keeps them in one parameter, where Bone has no layer."""
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
+from bone_peft.method.compat.checkpoint_names import places
+from bone_peft.method.compat.ties import tied_weights
 
 from ..remote_code import not_run
 from . import bounded
@@ -117,26 +117,12 @@ def _named(architectures: Any) -> Any:
 
 def parameter_names(model: nn.Module, stored: Iterable[str]) -> Names:
     """Follow the names of a checkpoint to the names of the model's parameters, as Transformers does when it loads."""
-    known: Any = model.state_dict()
-    mapping = get_model_conversion_mapping(model)  # type: ignore[arg-type]
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    prefix: Any = model.base_model_prefix
     names = Names()
-    for name in stored:
-        parameter, pattern = rename_source_key(name, renamings, converters, prefix, known)
-        if parameter not in known and name in known:
-            parameter, pattern = rename_source_key(name, [], [], prefix, known)
-        if parameter not in known:
-            continue
-        if pattern is None:
+    for name, parameter, converted in places(model, stored):
+        if converted is None:
             names.parameters[name] = parameter
         else:
-            targets = {parameter}
-            converter = next(entry for entry in converters if pattern in entry.source_patterns)
-            # One tensor that becomes several is listed under the first of them.
-            targets |= {parameter.replace(converter.target_patterns[0], t) for t in converter.target_patterns}
-            names.converted |= targets
+            names.converted |= converted
     return names
 
 
@@ -160,7 +146,7 @@ def is_transposed(model: nn.Module, module: str) -> bool:
 
 def ties(model: nn.Module) -> dict[str, str]:
     """Parameters that are others by another name: ``{"lm_head.weight": "model.embed_tokens.weight"}``."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = tied_weights(model)
     names = list(dict(model.named_parameters(remove_duplicate=False)))
     found: dict[str, str] = {}
     for target, source in tied.items():

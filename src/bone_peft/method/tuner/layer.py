@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bone_peft.errors import BoneError
 
+from ..compat.quantization import quantization_extra_repr, resolve_quantization_backend
+from ..compat.tuner_base import TunerLayer
 from ..variants import Additive, Below, Params, Variant, parameter_names
 from . import mixed_rows
 from .base_weight import Snapshot, check_readable, check_replaceable, replace_weight
@@ -25,7 +26,7 @@ from .targets import Use
 from .tensors import AdapterTensors
 
 
-class BoneLayer(BaseTunerLayer):
+class BoneLayer(TunerLayer):
     """The adapters of one frozen layer.
 
     Attributes:

@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    _get_submodules,
-    get_quantization_kwargs,
-)
+from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
 
+from ..compat.own_bone import converted
+from ..compat.quantization import get_quantization_kwargs
+from ..compat.state_dicts import trained_biases
+from ..compat.tuner_base import Tuner
 from . import attention
+from .config import BoneConfig
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
@@ -32,7 +33,7 @@ from .tied_weights import check_ties, input_embedding_name, is_named, mark_share
 from .weighted import add_weighted_adapter
 
 
-class BoneModel(BaseTuner):
+class BoneModel(Tuner):
     """A model whose target layers carry Bone adapters.
 
     Usually made by ``get_peft_model(model, BoneConfig(...))``; ``BoneModel(model, config, "default")`` works as well.
@@ -155,7 +156,7 @@ class BoneModel(BaseTuner):
         # after this, modules_to_save say, needs it too.
         state_dict |= {key: value for key, value in model.state_dict().items() if key not in state_dict}
         own = {key: state_dict[key] for key in file_keys(model, adapter_name)}
-        return own | cls._get_learnable_bias_state_dict(model, state_dict, config)
+        return own | trained_biases(model, state_dict, config.bias)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -176,7 +177,7 @@ class BoneModel(BaseTuner):
             # Modules have names like these, and PyTorch wants them without dots and free of its own flag.
             del self.peft_config[adapter_name]
             raise BoneError(f"An adapter cannot be called {adapter_name!r}: choose another name, without dots.")
-        config: Any = self.peft_config[adapter_name]
+        config = self.peft_config[adapter_name] = converted(self.peft_config[adapter_name], BoneConfig)
         chosen_for_the_user = config.target_modules is None or config.target_modules == "all-linear"
         self._skipped = {} if chosen_for_the_user else None
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
+
+from ..compat.quantization import QuantizationBackend
 
 
 def dequantized(backend: QuantizationBackend, base: nn.Module) -> Tensor:

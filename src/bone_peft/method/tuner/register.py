@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
 import peft
 from peft import mapping
-from peft.utils import PeftType, hotswap, register_peft_method, transformers_weight_conversion
-from transformers.core_model_loading import WeightRenaming
+from peft.utils import PeftType, hotswap, register_peft_method
 
 from bone_peft.errors import BoneError
 
+from ..compat.load_adapter import add_keys
+from ..compat.own_bone import take_place
+from ..compat.state_dicts import ask_the_method
+from ..compat.undoing import set_attribute, set_entry
 from . import config, layer, model
 from .hotswap import swap_adapter
 from .model_card import tell_how_to_load
@@ -23,29 +26,26 @@ _NAME = "BONE"
 
 
 def register() -> None:
-    """Register Bone with PEFT. Doing it twice is harmless.
+    """Register Bone with PEFT, in the place of PEFT's own if it has one. Doing it twice is harmless.
 
-    Raises:
-        ImportError: if this PEFT has a Bone of its own (0.14 to 0.18).
+    If anything fails, PEFT is as it was.
     """
-    registered = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(_NAME)  # type: ignore[call-overload]
-    if registered is config.BoneConfig:
+    if mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(_NAME) is config.BoneConfig:  # type: ignore[call-overload]
         return
-    if registered is not None:
-        raise ImportError(
-            f"PEFT {peft.__version__} has a Bone of its own, which bone-peft would collide with: install PEFT 0.21 or "
-            "newer (pip install --upgrade peft)."
-        )
-    _add_peft_type()
-    register_peft_method(name="bone", config_cls=config.BoneConfig, model_cls=model.BoneModel)
-    _restore_import_paths()
-    _support_hotswap()
-    _support_load_adapter_of_transformers()
-    _check_loads_over_adapters()
-    _explain_bone_in_model_cards()
+    with ExitStack() as undo:
+        _add_peft_type(undo)
+        take_place(undo, config.BoneConfig, model.BoneModel)
+        _register_method(undo)
+        _restore_import_paths(undo)
+        ask_the_method(undo)
+        _support_hotswap(undo)
+        add_keys(undo, config.BoneConfig, "bone_", LEAF)
+        _check_loads_over_adapters(undo)
+        _explain_bone_in_model_cards(undo)
+        undo.pop_all()
 
 
-def _add_peft_type() -> None:
+def _add_peft_type(undo: ExitStack) -> None:
     """Add ``PeftType.BONE``. Enums are closed, so the member is entered where ``enum`` itself enters members."""
     if _NAME in PeftType.__members__:
         return
@@ -53,28 +53,44 @@ def _add_peft_type() -> None:
     member._name_ = member._value_ = _NAME
     member.__objclass__ = PeftType
     member._sort_order_ = len(PeftType.__members__)
+    undo.callback(PeftType._member_names_.remove, _NAME)
     PeftType._member_names_.append(_NAME)
-    PeftType._member_map_[_NAME] = member
-    PeftType._value2member_map_[_NAME] = member
+    set_entry(undo, PeftType._member_map_, _NAME, member)
+    set_entry(undo, PeftType._value2member_map_, _NAME, member)
+    undo.callback(type.__delattr__, PeftType, _NAME)
     type.__setattr__(PeftType, _NAME, member)
 
 
-def _restore_import_paths() -> None:
+def _register_method(undo: ExitStack) -> None:
+    for table in (
+        mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
+        mapping.PEFT_TYPE_TO_TUNER_MAPPING,
+        mapping.PEFT_TYPE_TO_MIXED_MODEL_MAPPING,
+        mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
+    ):
+        entries: Any = table
+        # Whatever is there then makes place for what was there before.
+        set_entry(undo, entries, _NAME, None)
+        del entries[_NAME]
+    register_peft_method(name="bone", config_cls=config.BoneConfig, model_cls=model.BoneModel)
+
+
+def _restore_import_paths(undo: ExitStack) -> None:
     """``from peft import BoneConfig`` and ``from peft.tuners.bone import BoneLayer``, as in PEFT 0.14 to 0.18."""
     package = sys.modules[__package__]
     names = ("BoneConfig", "BoneModel")
     for owner in (peft, peft.tuners):
         for name in names:
-            setattr(owner, name, getattr(package, name))
-        if hasattr(owner, "__all__"):
-            owner.__all__ = [*owner.__all__, *names]  # type: ignore[attr-defined]
-    peft.tuners.bone = package  # type: ignore[attr-defined]
-    sys.modules["peft.tuners.bone"] = package
+            set_attribute(undo, owner, name, getattr(package, name))
+        listed = getattr(owner, "__all__", ())
+        set_attribute(undo, owner, "__all__", [*listed, *(name for name in names if name not in listed)])
+    set_attribute(undo, peft.tuners, "bone", package)
+    set_entry(undo, sys.modules, "peft.tuners.bone", package)
     for module in (config, layer, model):
-        sys.modules[f"peft.tuners.bone.{module.__name__.rpartition('.')[2]}"] = module
+        set_entry(undo, sys.modules, f"peft.tuners.bone.{module.__name__.rpartition('.')[2]}", module)
 
 
-def _support_hotswap() -> None:
+def _support_hotswap(undo: ExitStack) -> None:
     """PEFT's hot-swap reads LoRA's fields, so Bone's part of it is ours. All else goes where it went."""
     original = hotswap.hotswap_adapter_from_state_dict
 
@@ -99,26 +115,12 @@ def _support_hotswap() -> None:
                 f"be filled up to rank {target_rank}: those of one r are swapped without compiling again, leave it out."
             )
 
-    hotswap.prepare_model_for_compiled_hotswap = prepare_model_for_compiled_hotswap
-    hotswap.CONFIG_KEYS_TO_CHECK[PeftType(_NAME)] = []
-    hotswap.hotswap_adapter_from_state_dict = hotswap_adapter_from_state_dict
+    set_attribute(undo, hotswap, "prepare_model_for_compiled_hotswap", prepare_model_for_compiled_hotswap)
+    set_attribute(undo, hotswap, "hotswap_adapter_from_state_dict", hotswap_adapter_from_state_dict)
+    set_entry(undo, hotswap.CONFIG_KEYS_TO_CHECK, PeftType(_NAME), [])
 
 
-def _support_load_adapter_of_transformers() -> None:
-    """``load_adapter`` of a Transformers model asks PEFT for the keys in the model."""
-    original = transformers_weight_conversion.build_peft_weight_mapping
-
-    def build_peft_weight_mapping(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> Any:
-        mapping = original(weight_conversions, adapter_name, peft_config=peft_config)
-        if isinstance(peft_config, config.BoneConfig):
-            key = rf"(bone_[^.]*\.{re.escape(adapter_name)})$"
-            mapping.append(WeightRenaming(source_patterns=key, target_patterns=rf"\1.{LEAF}"))
-        return mapping
-
-    transformers_weight_conversion.build_peft_weight_mapping = build_peft_weight_mapping
-
-
-def _check_loads_over_adapters() -> None:
+def _check_loads_over_adapters(undo: ExitStack) -> None:
     """``PeftModel.load_adapter`` under a name that is taken reads the tensors alone, and Bat's two forms look alike."""
     original = peft.PeftModel.load_adapter
 
@@ -135,10 +137,10 @@ def _check_loads_over_adapters() -> None:
                 )
         return original(self, model_id, adapter_name, *args, **kwargs)
 
-    peft.PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]
+    set_attribute(undo, peft.PeftModel, "load_adapter", load_adapter)
 
 
-def _explain_bone_in_model_cards() -> None:
+def _explain_bone_in_model_cards(undo: ExitStack) -> None:
     """``save_pretrained`` writes a README, and whoever gets the folder may have PEFT alone."""
     original = peft.PeftModel.create_or_update_model_card
 
@@ -148,7 +150,7 @@ def _explain_bone_in_model_cards() -> None:
         if any(isinstance(known, config.BoneConfig) for known in self.peft_config.values()):
             tell_how_to_load(output_dir)
 
-    peft.PeftModel.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
+    set_attribute(undo, peft.PeftModel, "create_or_update_model_card", create_or_update_model_card)
 
 
 def _of_the_hub(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from ..compat.global_hooks import has_any_global_hook
 from ..ops import dispatch
 from ..variants import Below, Dropout, Params, Variant
 
@@ -96,7 +96,7 @@ def _has_hooks(layer: nn.Module) -> bool:
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
-        or _has_any_global_hook()
+        or has_any_global_hook()
     )
 
 

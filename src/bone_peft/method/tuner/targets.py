@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..compat.quantization import resolve_quantization_backend
 from .attention import InProjection
 
 _PLAIN = (nn.Linear.forward, Conv1D.forward)

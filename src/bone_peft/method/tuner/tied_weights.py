@@ -10,6 +10,7 @@ from torch import nn
 
 from bone_peft.errors import BoneError
 
+from ..compat.ties import forget, tied_weights
 from .layer import BoneLayer
 
 
@@ -31,7 +32,7 @@ def check_ties(model: nn.Module, layers: Mapping[str, BoneLayer]) -> None:
         model: the model that is to be merged and unloaded.
         layers: the layers that an adapter changes, by name.
     """
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = tied_weights(model)
     partners: dict[str, set[str]] = {}
     for target, source in tied.items():
         partners.setdefault(target, set()).add(source)
@@ -52,12 +53,11 @@ def check_ties(model: nn.Module, layers: Mapping[str, BoneLayer]) -> None:
 def note_untied(model: nn.Module) -> None:
     """Have config and bookkeeping say so where merging has made two weights of a tied embedding."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = tied_weights(model)
     apart = [t for t, s in tied.items() if t in parameters and s in parameters and parameters[t] is not parameters[s]]
     if not apart:
         return
-    for name in apart:
-        del tied[name]
+    forget(model, apart)
     for config in _configs(model):
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False

@@ -1,0 +1,68 @@
+"""Names of tensors in a checkpoint, and of the parameters that they become, by Transformers' own rules.
+
+Since 5.0 those are renamings and converters; 4.57 has regular expressions, which some classes carry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+try:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    CONVERTS = True
+except ImportError:
+    CONVERTS = False
+
+
+def places(model: nn.Module, stored: Iterable[str]) -> Iterator[tuple[str, str, set[str] | None]]:
+    """For each name in ``stored`` that has a place: the name, the parameter, and what is made of the tensor.
+
+    The last is ``None`` where a tensor becomes the parameter as it is, and else the names of all that are made of it.
+    """
+    return _converted(model, stored) if CONVERTS else _renamed(model, stored)
+
+
+def _converted(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, set[str] | None]]:
+    known: Any = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix: Any = model.base_model_prefix
+    for name in stored:
+        parameter, pattern = rename_source_key(name, renamings, converters, prefix, known)
+        if parameter not in known and name in known:
+            parameter, pattern = rename_source_key(name, [], [], prefix, known)
+        if parameter not in known:
+            continue
+        if pattern is None:
+            yield name, parameter, None
+        else:
+            converter = next(entry for entry in converters if pattern in entry.source_patterns)
+            # One tensor that becomes several is listed under the first of them.
+            several = {parameter.replace(converter.target_patterns[0], t) for t in converter.target_patterns}
+            yield name, parameter, {parameter, *several}
+
+
+def _renamed(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, set[str] | None]]:
+    from transformers.modeling_utils import VLMS
+
+    known = model.state_dict()
+    is_vlm = any(kind in type(model).__name__.lower() for kind in VLMS)
+    mapping = model._checkpoint_conversion_mapping if is_vlm else {}
+    prefix = f"{model.base_model_prefix}."
+    for name in stored:
+        parameter, _ = model._fix_state_dict_key_on_load(name)
+        for pattern, replacement in mapping.items():
+            parameter, times = re.subn(pattern, replacement, parameter)
+            if times:
+                break
+        for candidate in (parameter, prefix + parameter, parameter.removeprefix(prefix)):
+            if candidate in known:
+                yield name, candidate, None
+                break
