@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import peft
-import pytest
 from peft.utils import PeftType
 
 import bone_peft

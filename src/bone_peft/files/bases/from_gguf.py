@@ -3,6 +3,7 @@
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.method.compat.gguf import unpacking
 
 from ..checkpoints.gguf_file import GgufCheckpoint
 from ..gguf_path import accepts, path_of
@@ -12,7 +13,7 @@ __all__ = ["accepts", "load"]
 
 
 def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if "quantization_config" in kwargs:
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
@@ -22,12 +23,9 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
     _ = checkpoint.model
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     where["trust_remote_code"] = trust_remote_code
-    # Without this, Transformers keeps the weights packed: they could be neither adapted nor merged.
-    unpack = GgufConfig(dequantize=True)
+    # Packed weights could be neither adapted nor merged.
     with not_run(base):
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, config=checkpoint.config, quantization_config=unpack, **kwargs
-        )
+        model = AutoModelForCausalLM.from_pretrained(**where, config=checkpoint.config, **unpacking(), **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(**where)
     # The rest of the world meets this base by the name it was asked for, not by a folder of this machine.
     model.name_or_path = model.config._name_or_path = base

@@ -17,6 +17,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io.gguf_header import check_gguf
 from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
+from bone_peft.method.compat.gguf import is_converted, settings_of
 
 from ..gguf_path import accepts, path_of
 from ..remote_code import not_run
@@ -89,11 +90,9 @@ class GgufCheckpoint:
 
     @cached_property
     def config(self) -> Any:
-        from transformers import PreTrainedConfig
-
         try:
             # Transformers reads the whole vocabulary on its way. How long that is has been looked at.
-            settings, _ = bounded(lambda: PreTrainedConfig.get_config_dict(**self._where), self.path, seconds=60)
+            settings = bounded(lambda: settings_of(**self._where), self.path, seconds=60)
         except Exception as error:
             raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
         config = outline.load_config(settings, self.path, "CAUSAL_LM", self._parts)
@@ -131,7 +130,6 @@ class GgufCheckpoint:
 
     @cached_property
     def _stored(self) -> dict[str, GgufTensor]:
-        from transformers.integrations.gguf.utils import is_gguf_arch_supported
         from transformers.modeling_gguf_pytorch_utils import (
             TENSOR_PROCESSORS,
             TensorProcessor,
@@ -149,7 +147,7 @@ class GgufCheckpoint:
             if t.name in names
         }
         lost = set(dict(self.model.named_parameters())) - set(found) - set(self.ties)
-        if lost or is_gguf_arch_supported(architecture):
+        if lost or is_converted(architecture):
             raise BoneError(
                 f"{self.path} ({architecture}) cannot be unpacked tensor by tensor: load it with Transformers, save it "
                 "with save_pretrained(), and take that folder as the base."

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bone_peft.errors import BoneError
+from bone_peft.method.compat.ties import KEEPS_APART
+
 from .checkpoint import Edit, Held, Readable
 
 R = TypeVar("R", bound=Readable)
@@ -44,6 +47,11 @@ def untied(settings: dict[str, Any], config: Any) -> dict[str, Any]:
     differ, whatever it says.
     """
     if config.is_encoder_decoder:
+        if not KEEPS_APART:
+            raise BoneError(
+                "Merged, the embeddings of this model are no longer one weight, and this version of Transformers would "
+                "tie them again: install Transformers 5 or newer, or keep the adapter beside the base."
+            )
         return dict(settings)
     changed = settings | {"tie_word_embeddings": False}
     for name, value in changed.items():

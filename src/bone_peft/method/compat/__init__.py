@@ -6,6 +6,8 @@ old, before anything is imported from it that it does not have.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from packaging.version import Version
+
 _OLDEST = (0, 18)
 
 
@@ -14,7 +16,7 @@ def _check_peft() -> None:
         found = version("peft")
     except PackageNotFoundError:  # not installed as a package: then nothing is known of it
         return
-    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
+    if Version(found).release < _OLDEST:
         raise ImportError(
             f"bone-peft works with PEFT {'.'.join(map(str, _OLDEST))} and newer, and {found} is installed: type "
             "pip install --upgrade peft."

@@ -50,10 +50,10 @@ def _converted(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, se
 
 
 def _renamed(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, set[str] | None]]:
-    from transformers.modeling_utils import VLMS
+    from transformers import modeling_utils
 
     known = model.state_dict()
-    is_vlm = any(kind in type(model).__name__.lower() for kind in VLMS)
+    is_vlm = any(kind in type(model).__name__.lower() for kind in getattr(modeling_utils, "VLMS", ()))
     mapping = model._checkpoint_conversion_mapping if is_vlm else {}
     prefix = f"{model.base_model_prefix}."
     for name in stored:

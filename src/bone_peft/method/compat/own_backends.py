@@ -1,4 +1,4 @@
-"""For PEFT < 0.20: its ``quantization_utils``, as far as bitsandbytes goes. Other quantization can be run, not merged."""
+"""PEFT's ``quantization_utils`` for PEFT < 0.20: bitsandbytes; layers of torchao can be run and not merged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Bnb8bit(QuantizationBackend):
 
         base = peft_layer.get_base_layer()
         old = base.weight
-        new = bnb.nn.Int8Params(weight_data.cpu(), requires_grad=False, has_fp16_weights=old.has_fp16_weights)
+        new: Any = bnb.nn.Int8Params(weight_data.cpu(), requires_grad=False, has_fp16_weights=old.has_fp16_weights)
         base.weight = new.to(old.device)
         base.state.reset_grads()
 
@@ -61,7 +61,8 @@ class _Bnb4bit(QuantizationBackend):
         options = {name: value for name, value in vars(base.weight).items() if not name.startswith("_")}
         options |= {"bnb_quantized": False, "requires_grad": False}
         options.pop("data", None)
-        base.weight = bnb.nn.Params4bit(weight_data.cpu(), **options).to(base.weight.device)
+        new: Any = bnb.nn.Params4bit(weight_data.cpu(), **options)
+        base.weight = new.to(base.weight.device)
 
     def maybe_clone_base_result(self, x: Tensor) -> Tensor:
         return x.clone()  # Autograd may not work on a view of what bitsandbytes returns.

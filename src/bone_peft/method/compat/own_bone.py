@@ -12,15 +12,12 @@ from bone_peft.errors import BoneError
 
 from .undoing import set_attribute
 
-_own_config: Any = None
-
 
 def take_place(undo: ExitStack, config_cls: Any, model_cls: Any) -> None:
     """Put our classes where PEFT has its own, and have its own model, imported before, be ours when it is made.
 
     PEFT >= 0.19 has none, and then nothing happens.
     """
-    global _own_config
     own = sys.modules.get("peft.tuners.bone")
     if own is None:
         return
@@ -30,11 +27,10 @@ def take_place(undo: ExitStack, config_cls: Any, model_cls: Any) -> None:
             for name, value in list(vars(module).items()):
                 if id(value) in replacements:
                     set_attribute(undo, module, name, replacements[id(value)])
-    _own_config = own.BoneConfig
 
-    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        # A copy is made without arguments.
-        return model_cls(*args, **kwargs) if args or kwargs else object.__new__(cls)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = model_cls
+        self.__init__(*args, **kwargs)
 
     inject = own.BoneModel.inject_adapter
 
@@ -48,13 +44,13 @@ def take_place(undo: ExitStack, config_cls: Any, model_cls: Any) -> None:
             )
         inject(self, model, adapter_name, *args, **kwargs)
 
-    set_attribute(undo, own.BoneModel, "__new__", staticmethod(new))
+    set_attribute(undo, own.BoneModel, "__init__", init)
     set_attribute(undo, own.BoneModel, "inject_adapter", inject_adapter)
 
 
 def converted(config: Any, config_cls: Any) -> Any:
     """A config of PEFT's own Bone as one of ours; others as they are."""
-    if _own_config is None or type(config) is not _own_config:
+    if type(config).__module__ != "peft.tuners.bone.config":
         return config
     names = {field.name for field in fields(config_cls) if field.init}
     return config_cls(**{name: value for name, value in vars(config).items() if name in names})

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from .undoing import set_attribute, set_entry
 
 
-
 def ask_the_method(undo: ExitStack) -> None:
     """Have PEFT's functions for state dicts go by the classmethods that PEFT 0.21 calls, where a method has them."""
     if hasattr(BaseTuner, "_get_adapter_state_dict"):

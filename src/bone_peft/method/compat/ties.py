@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 _TABLE = "all_tied_weights_keys"
+
+KEEPS_APART = find_spec("transformers.core_model_loading") is not None
+"""Whether Transformers, when it loads, ties no weights that differ. Before 5.0 it does what the config says."""
 
 
 def tied_weights(model: nn.Module) -> dict[str, str]:
@@ -29,32 +35,27 @@ def forget(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _found(model: Any) -> dict[str, str]:
-    """For Transformers 4.57: the names that the classes declare, and who shares the weight with them."""
-    from transformers.modeling_utils import _get_tied_weight_keys
-
-    patterns = _get_tied_weight_keys(model)
-    named = {
-        name.replace(".base_layer.", "."): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
-    declared = [name for name in named if any(re.search(pattern, name) for pattern in patterns)]
-    first: dict[int, str] = {}
-    # A weight is another's by name where neither is declared to follow, or the first of those that are.
-    for name in sorted(named, key=lambda name: name in declared):
-        first.setdefault(id(named[name]), name)
-    ties = {name: first[id(named[name])] for name in declared if first[id(named[name])] != name}
-    # Two weights by now, perhaps, where one was merged into; the config still asks for one.
-    if getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False):
-        inner, outer = embedding_name(model), embedding_name(model, "get_output_embeddings")
-        if inner is not None and outer is not None and f"{outer}.weight" in declared:
-            ties.setdefault(f"{outer}.weight", f"{inner}.weight")
+    """For Transformers 4.57: which names are one weight in a new model of this kind."""
+    new = model
+    if not all(parameter.is_meta for parameter in model.parameters()):
+        with torch.device("meta"):
+            new = type(model)(copy.deepcopy(model.config))
+    declared = [re.compile(pattern) for pattern in model._tied_weights_keys or ()]
+    names: dict[int, list[str]] = {}
+    for name, parameter in new.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    ties: dict[str, str] = {}
+    for several in names.values():
+        # Others follow the one that is not declared to follow, or else the first.
+        source = min(several, key=lambda name: any(pattern.search(name) for pattern in declared))
+        ties |= {name: source for name in several if name != source}
     return ties
 
 
-def embedding_name(model: Any, getter: str = "get_input_embeddings") -> str | None:
-    """The name of the module that ``getter`` gives, if it gives one."""
+def embedding_name(model: Any) -> str | None:
+    """The name of the input embeddings, if a model has them."""
     try:
-        embedding = getattr(model, getter)()
+        embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
     return next((name for name, module in model.named_modules() if module is embedding), None)

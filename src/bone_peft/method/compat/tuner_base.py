@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES, match_target_against_key
@@ -25,8 +25,8 @@ class _TunerUntil019(BaseTuner):
 
     def _check_tied_modules(self, model: nn.Module, peft_config: Any) -> None:
         if peft_config.ensure_weight_tying and not peft_config.modules_to_save:
-            targets = peft_config.target_modules or ()
-            is_target = match_target_against_key if isinstance(targets, str) else _is_named
+            targets: Any = peft_config.target_modules or ()
+            is_target: Any = match_target_against_key if isinstance(targets, str) else _is_named
             tied = self._get_module_names_tied_with_embedding()
             if tied and any(is_target(targets, name) for name in EMBEDDING_LAYER_NAMES):
                 self._add_targets_to_tie(peft_config, tied)
@@ -43,7 +43,7 @@ class _LayerUntil020(BaseTunerLayer):
     quantization_backend: Any
 
     def get_base_weight(self) -> Tensor:
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         backend = self.quantization_backend
         return base.weight.data if backend is None else backend.get_base_weight(base)
 
@@ -54,5 +54,9 @@ class _LayerUntil020(BaseTunerLayer):
             self.quantization_backend.set_base_weight(self, weight_data)
 
 
-Tuner: Any = BaseTuner if hasattr(BaseTuner, "_add_modules_to_save_to_tie") else _TunerUntil019
-TunerLayer: Any = BaseTunerLayer if hasattr(BaseTunerLayer, "set_base_weight") else _LayerUntil020
+if TYPE_CHECKING:
+    Tuner = BaseTuner
+    TunerLayer = BaseTunerLayer
+else:
+    Tuner = BaseTuner if hasattr(BaseTuner, "_add_modules_to_save_to_tie") else _TunerUntil019
+    TunerLayer = BaseTunerLayer if hasattr(BaseTunerLayer, "set_base_weight") else _LayerUntil020

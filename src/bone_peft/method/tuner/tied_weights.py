@@ -10,7 +10,7 @@ from torch import nn
 
 from bone_peft.errors import BoneError
 
-from ..compat.ties import forget, tied_weights
+from ..compat.ties import KEEPS_APART, forget, tied_weights
 from .layer import BoneLayer
 
 
@@ -39,7 +39,8 @@ def check_ties(model: nn.Module, layers: Mapping[str, BoneLayer]) -> None:
         partners.setdefault(source, set()).add(target)
     embeddings = {id(module) for module in _embeddings(model)}
     for name, layer in layers.items():
-        if id(layer) in embeddings or id(layer.get_base_layer()) in embeddings:
+        is_embedding = id(layer) in embeddings or id(layer.get_base_layer()) in embeddings
+        if is_embedding and _can_part(model):
             continue
         others = partners.get(f"{name}.weight")
         if others:
@@ -55,12 +56,17 @@ def note_untied(model: nn.Module) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tied = tied_weights(model)
     apart = [t for t, s in tied.items() if t in parameters and s in parameters and parameters[t] is not parameters[s]]
-    if not apart:
+    if not apart or not _can_part(model):
         return
     forget(model, apart)
     for config in _configs(model):
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
+
+
+def _can_part(model: Any) -> bool:
+    """Whether the config can say that tied embeddings are two: with an encoder it means a scale, too."""
+    return KEEPS_APART or not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
 
 def input_embedding_name(model: Any) -> str:
