@@ -2,14 +2,17 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FLOOR := .venv-floor
+FLOOR_READY := $(FLOOR)/.ready
 
-.PHONY: demo demo-rwkv test check-all lint clean
+.PHONY: demo demo-rwkv test test-floor check-all lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (about 5 minutes on two cores)"
 	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 3 minutes)"
 	@echo "make test   run the test suite"
+	@echo "make test-floor  run the tests of the method and of conversion with the oldest PEFT and Transformers that are supported"
 	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, damaged files, kills (an hour)"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"
@@ -31,6 +34,15 @@ demo-rwkv: $(READY)
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
+$(FLOOR_READY): constraints-floor.txt pyproject.toml
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
+	$(FLOOR)/bin/python -m pip install --quiet --constraint constraints-floor.txt --editable '.[gguf]' pytest pytest-xdist hypothesis
+	@touch $@
+
+test-floor: $(FLOOR_READY)
+	HF_HUB_OFFLINE=1 $(FLOOR)/bin/python -m pytest -n auto --maxprocesses 4 tests/method tests/files/test_conversion.py
+
 # Each says what it found in a file that is kept, and fails if that is a fault.
 check-all: SHELL := /bin/bash -o pipefail
 check-all: $(READY)
@@ -50,4 +62,4 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache --no-logo
 
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) runs build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

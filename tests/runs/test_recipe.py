@@ -83,3 +83,11 @@ def test_metamath_has_the_papers_settings(name, init_weights):
     assert training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] == 128
     assert (training["learning_rate"], training["lr_scheduler_type"], training["max_length"]) == (2e-5, "cosine", 512)
     assert (recipe.fields, recipe.dtype) == (["query", "response"], "bfloat16")
+
+
+def test_an_older_trl_is_said_first(monkeypatch):
+    import trl
+
+    monkeypatch.setattr(trl, "__version__", "0.24.0")
+    with pytest.raises(BoneError, match=r"^Training needs TRL 1\.16 or newer, and 0\.24\.0 is installed: pip install"):
+        Recipe(base="b", data="d").checked()

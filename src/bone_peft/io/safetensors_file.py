@@ -25,7 +25,7 @@ _DTYPES: dict[str, tuple[int, torch.dtype | None]] = {
     "I8": (8, torch.int8),
     "F8_E5M2": (8, torch.float8_e5m2),
     "F8_E4M3": (8, torch.float8_e4m3fn),
-    "F8_E8M0": (8, torch.float8_e8m0fnu),
+    "F8_E8M0": (8, getattr(torch, "float8_e8m0fnu", None)),
     "F8_E4M3FNUZ": (8, torch.float8_e4m3fnuz),
     "F8_E5M2FNUZ": (8, torch.float8_e5m2fnuz),
     "F4": (4, None),

@@ -9,7 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from bone_peft.errors import BoneError
+
+_OLDEST_TRL = "1.16"
 
 # Where a run differs from what TRL does when nothing is said.
 DEFAULTS: dict[str, Any] = {
@@ -98,12 +102,22 @@ def adapter_config(given: dict[str, Any]) -> Any:
         raise cannot_train(error) from error
 
 
+def _sft_config() -> Any:
+    """TRL's class of settings, if TRL is new enough."""
+    import trl
+
+    if Version(trl.__version__) < Version(_OLDEST_TRL):
+        raise BoneError(
+            f"Training needs TRL {_OLDEST_TRL} or newer, and {trl.__version__} is installed: pip install --upgrade "
+            "'bone-peft[train]'."
+        )
+    return trl.SFTConfig
+
+
 def checked_training(given: dict[str, Any]) -> dict[str, Any]:
     """``given`` with a run's own defaults; every value has its setting's type, and every number its range."""
-    from trl import SFTConfig
-
     whole = {key: "no" if key in _OFF and value is False else value for key, value in (DEFAULTS | given).items()}
-    _check_section("training", whole, SFTConfig, _NOT_IN_TRAINING)
+    _check_section("training", whole, _sft_config(), _NOT_IN_TRAINING)
     for name, value in whole.items():
         _check_range(name, value)
     return whole
@@ -111,10 +125,9 @@ def checked_training(given: dict[str, Any]) -> dict[str, Any]:
 
 def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
     """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
-    from trl import SFTConfig
-
+    sft_config = _sft_config()
     try:
-        return SFTConfig(
+        return sft_config(
             output_dir=str(output_dir),
             seed=seed,
             report_to="none",
