@@ -27,7 +27,7 @@ from bone_peft import BoneError
 from bone_peft.files.bases import load_base
 from bone_peft.files.merging import merge
 from bone_peft.io.ours import MANIFEST
-from bone_peft.method.compat.ties import KEEPS_APART
+from bone_peft.method.compat.tied_names import KEEPS_APART
 
 from ..models import config_for, llama, randomize, tokens
 from ..versions import needs

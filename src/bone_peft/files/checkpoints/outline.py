@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
 from bone_peft.method.compat.checkpoint_names import places
-from bone_peft.method.compat.ties import tied_weights
+from bone_peft.method.compat.tied_names import tied_weights
 
 from ..remote_code import not_run
 from . import bounded

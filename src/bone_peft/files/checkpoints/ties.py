@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
-from bone_peft.method.compat.ties import KEEPS_APART
+from bone_peft.method.compat.tied_names import KEEPS_APART
 
 from .checkpoint import Edit, Held, Readable
 

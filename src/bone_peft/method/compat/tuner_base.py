@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES, match_target_against_key
 from torch import Tensor, nn
 
-from .ties import embedding_name, tied_weights
+from .tied_names import embedding_name, tied_weights
 
 
 class _TunerUntil019(BaseTuner):

@@ -13,7 +13,7 @@ from peft.utils import PeftType, hotswap, register_peft_method
 
 from bone_peft.errors import BoneError
 
-from ..compat.load_adapter import add_keys
+from ..compat.adapter_keys import add_keys
 from ..compat.own_bone import take_place
 from ..compat.state_dicts import ask_the_method
 from ..compat.undoing import set_attribute, set_entry

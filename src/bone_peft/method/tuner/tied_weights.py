@@ -10,7 +10,7 @@ from torch import nn
 
 from bone_peft.errors import BoneError
 
-from ..compat.ties import KEEPS_APART, forget, tied_weights
+from ..compat.tied_names import KEEPS_APART, forget, tied_weights
 from .layer import BoneLayer
 
 
