@@ -43,7 +43,9 @@ def adapter(model, folder: Path, config) -> Path:
 
 
 def in_memory(base: Path, adapter: Path, auto=AutoModelForCausalLM, **kwargs):
-    return PeftModel.from_pretrained(auto.from_pretrained(base, **kwargs), adapter).merge_and_unload()
+    return PeftModel.from_pretrained(
+        auto.from_pretrained(base, **{"dtype": "auto", **kwargs}), adapter
+    ).merge_and_unload()
 
 
 def assert_same(want, got) -> None:
@@ -57,7 +59,7 @@ def assert_same(want, got) -> None:
 def check(tmp_path, model, config, dtype=torch.bfloat16, **kwargs) -> Path:
     base = saved(model, tmp_path / "base", dtype, **kwargs)
     merge(str(base), adapter(model, tmp_path / "adapter", config), tmp_path / "out")
-    got = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    got = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert_same(in_memory(base, tmp_path / "adapter"), got)
     return tmp_path / "out"
 
@@ -98,7 +100,9 @@ def test_names_without_the_models_prefix(tmp_path):
     assert set(bare) != set(stored)
     save_file(bare, base / "model.safetensors", metadata={"format": "pt"})
     merge(str(base), adapter(gpt2(), tmp_path / "adapter", config_for("bone", **CONV1D)), tmp_path / "out")
-    assert_same(in_memory(base, tmp_path / "adapter"), AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert_same(
+        in_memory(base, tmp_path / "adapter"), AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    )
 
 
 @pytest.mark.parametrize("shards,shared", [(1, False), (3, False), (1, True)])
@@ -109,7 +113,9 @@ def test_bin_files(tmp_path, shards, shared):
     for file in (tmp_path / "out").glob("*.bin"):
         assert zipfile.ZipFile(file).testzip() is None
         torch.load(file, weights_only=True, mmap=True)
-    assert_same(in_memory(base, tmp_path / "adapter"), AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert_same(
+        in_memory(base, tmp_path / "adapter"), AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    )
 
 
 def _to_bin(base: Path, shards: int, shared: bool) -> None:
@@ -142,7 +148,7 @@ def test_several_adapters_with_weights(tmp_path):
                 layer.set_scale(name, weight)
     merge(str(base), paths, tmp_path / "out", weights=list(weights.values()))
     want = tuned.merge_and_unload(adapter_names=list(weights))
-    assert_same(want, AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert_same(want, AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto"))
 
 
 @pytest.mark.parametrize("bins", [0, 1, 2])
@@ -153,7 +159,7 @@ def test_a_classifier_brings_its_head(tmp_path, bins):
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
     merge(str(base), adapter(model, tmp_path / "adapter", config_for("bone", task_type="SEQ_CLS")), tmp_path / "out")
     want = in_memory(base, tmp_path / "adapter", AutoModelForSequenceClassification, num_labels=3)
-    assert_same(want, AutoModelForSequenceClassification.from_pretrained(tmp_path / "out"))
+    assert_same(want, AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto"))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -171,7 +177,7 @@ def test_an_adapted_tied_head_leaves_the_embedding_alone(tmp_path):
     x = tokens()
     want = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path).eval()(x).logits
     merge(str(base), path, tmp_path / "out")
-    got = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(x).logits
+    got = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")(x).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -305,4 +311,4 @@ def test_a_kill_leaves_nothing_that_looks_whole(tmp_path, pieces):
     left = [folder for folder in tmp_path.iterdir() if folder.name not in ("base", "adapter")]
     assert len(left) == 1 and left[0].name.endswith(".partial") and not (left[0] / "config.json").exists()
     merge(str(base), path, tmp_path / "out")
-    assert_same(in_memory(base, path), AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert_same(in_memory(base, path), AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto"))
