@@ -139,7 +139,9 @@ def test_several_adapters_with_weights(tmp_path):
     base = saved(llama(), tmp_path / "base")
     weights = {"bone": 0.5, "bat": 0.3, "bottleneck": -1.1}
     paths = [adapter(llama(), tmp_path / name, config_for(name)) for name in weights]
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), paths[0], adapter_name="bone")
+    tuned = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype="auto"), paths[0], adapter_name="bone"
+    )
     for name in ("bat", "bottleneck"):
         tuned.load_adapter(tmp_path / name, name)
     for layer in tuned.modules():

@@ -122,3 +122,14 @@ def test_a_state_dict_by_hand():
     tensors.popitem()
     with pytest.raises(BoneError, match="Nothing is there for 1 tensors"):
         set_peft_model_state_dict(again, tensors)
+
+
+def test_each_adapter_of_a_bfloat16_base_is_loaded_as_it_is_stored(tmp_path):
+    saved(tmp_path, config_for("bone"))
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    model = PeftModel.from_pretrained(base().bfloat16(), tmp_path, adapter_name="first")
+    model.load_adapter(tmp_path, "second")
+    for name in ("first", "second"):
+        loaded = {k.replace(f".{name}.tensor", ""): t for k, t in model.state_dict().items() if f".{name}." in k}
+        assert loaded.keys() == stored.keys()
+        assert all(t.dtype == torch.float32 and torch.equal(t, stored[key]) for key, t in loaded.items())

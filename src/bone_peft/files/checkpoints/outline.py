@@ -40,6 +40,10 @@ _AUTO = {
 }
 
 
+_PARTS_PER_SECOND = 5_000
+"""That any processor makes. Transformers 4 makes each expert a module: half a minute, for the largest models."""
+
+
 @dataclass
 class Names:
     """Which parameter each tensor of a checkpoint becomes.
@@ -85,7 +89,7 @@ def outline(
 
     try:
         with not_run(where):
-            return bounded.bounded(build, where, most)
+            return bounded.bounded(build, where, most, max(bounded.SECONDS, most // _PARTS_PER_SECOND))
     except BoneError:
         raise
     except Exception as error:

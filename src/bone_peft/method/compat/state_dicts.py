@@ -12,6 +12,7 @@ from functools import wraps
 from threading import RLock
 from typing import Any
 
+import torch
 from peft import mapping
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import save_and_load
@@ -50,6 +51,13 @@ def _method_of(config: Any) -> Any:
     known = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(config.peft_type)
     method = mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
     return method if type(config) is known and hasattr(method, "_get_adapter_state_dict") else None
+
+
+def _widen(model: nn.Module, stored: dict[str, Tensor]) -> None:
+    """Keep float32 float32: PEFT < 0.19 gives a second adapter its base's dtype, and float32 after it was loaded."""
+    for name, parameter in model.named_parameters():
+        if name in stored:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, stored[name].dtype))
 
 
 _one_at_a_time = RLock()
@@ -108,6 +116,7 @@ def _setter(original: Any) -> Any:
         own = {key: value for key, value in peft_model_state_dict.items() if key not in others}
         rest = {key: value for key, value in peft_model_state_dict.items() if key in others}
         own = method._remap_adapter_state_dict_for_load(model, config, adapter_name, own)
+        _widen(model, own)
         with _no_prefix(config):
             return original(model, {**own, **rest}, adapter_name, *args, **kwargs)
 
