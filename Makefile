@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 FLOOR := .venv-floor
 FLOOR_READY := $(FLOOR)/.ready
 
-.PHONY: demo demo-rwkv test test-floor check-all lint clean
+.PHONY: demo demo-rwkv test test-floor check-all dist lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test   run the test suite"
 	@echo "make test-floor  run the tests of the method and of conversion with the oldest PEFT and Transformers that are supported"
 	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, damaged files, kills (an hour)"
+	@echo "make dist   build a release (docs/releasing.md)"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"
 
@@ -41,7 +42,8 @@ $(FLOOR_READY): constraints-floor.txt pyproject.toml
 	@touch $@
 
 test-floor: $(FLOOR_READY)
-	HF_HUB_OFFLINE=1 $(FLOOR)/bin/python -m pytest -n auto --maxprocesses 4 tests/method tests/files/test_conversion.py
+	HF_HUB_OFFLINE=1 $(FLOOR)/bin/python -m pytest -n auto --maxprocesses 4 \
+	    tests/method tests/files/test_conversion.py tests/files/test_merging.py tests/cli/test_start.py tests/test_activation.py
 
 # Each says what it found in a file that is kept, and fails if that is a fault.
 check-all: SHELL := /bin/bash -o pipefail
@@ -54,6 +56,17 @@ check-all: $(READY)
 	$(BIN)/python -m fuzz.kill --count 300 | tee checks/last/kill.txt
 	$(BIN)/python -m fuzz.kill --disk-full --count 63 | tee checks/last/disk-full.txt
 	$(BIN)/python -m fuzz.odd_input | tee checks/last/odd-input.txt
+
+# docs/releasing.md
+VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' src/bone_peft/__init__.py)
+dist: $(READY)
+	@test -n "$(URL)" || { echo "make dist URL=https://github.com/OWNER/bone-peft: the repository that holds the tag"; exit 2; }
+	@test -z "$$(git status --porcelain)" || { echo "The working tree has changes: commit them first."; exit 2; }
+	@grep -q "^## $(VERSION)\b" CHANGELOG.md || { echo "CHANGELOG.md has no entry for $(VERSION)."; exit 2; }
+	@git tag --points-at HEAD | grep -qx "v$(VERSION)" || { echo "This commit is not tagged v$(VERSION)."; exit 2; }
+	rm -rf dist
+	PROJECT_URL=$(URL) $(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 lint: $(READY)
 	$(BIN)/ruff check .
