@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable
@@ -126,6 +127,8 @@ def checked_training(given: dict[str, Any]) -> dict[str, Any]:
 def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
     """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
     sft_config = _sft_config()
+    if may_checkpoint(settings):
+        settings = {"gradient_checkpointing": False, **settings}
     try:
         return sft_config(
             output_dir=str(output_dir),
@@ -137,6 +140,14 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
         )
     except Exception as error:  # a setting may ask for packages, files, devices or an environment of its own
         raise cannot_train(error) from error
+
+
+def may_checkpoint(settings: dict[str, Any]) -> bool:
+    """Whether the run decides on gradient checkpointing: nobody else has, and the model is whole in each process."""
+    sharded = {"fsdp", "deepspeed"} & {name for name, value in settings.items() if value}
+    launched = any(os.environ.get(f"ACCELERATE_USE_{kind}", "false") != "false" for kind in ("FSDP", "DEEPSPEED"))
+    given = {"gradient_checkpointing", "activation_checkpointing"} & settings.keys()
+    return not (given or sharded or launched)
 
 
 def cannot_train(error: Exception) -> BoneError:

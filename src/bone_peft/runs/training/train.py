@@ -2,6 +2,7 @@
 
 import signal
 import time
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from .recipe import Recipe
 from .result import TrainResult
 from .run_folder import RunFolder
 from .saved_state import SavedState, losses_of
-from .settings import adapter_config, arguments_of, cannot_train
+from .settings import adapter_config, arguments_of, cannot_train, may_checkpoint
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -144,7 +145,7 @@ def _prepare(recipe: Recipe, run: RunFolder, console: Console) -> tuple[Any, Any
     rows, held_out, removed = _load_rows(recipe, tokenizer)
     if removed:
         console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")
-    trainer = _build_trainer(recipe, arguments, model, tokenizer, rows, held_out)
+    trainer = _build_trainer(recipe, arguments, model, tokenizer, rows, held_out, console)
     for kind, cut in trainer.cut.items():
         for sentence in cut.in_words("training" if kind == "train" else "held-out"):
             console.print(sentence)
@@ -231,7 +232,9 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
     return kept, held_out, len(rows) - len(kept)
 
 
-def _build_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any, held_out: Any) -> Any:
+def _build_trainer(
+    recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any, held_out: Any, console: Console
+) -> Any:
     from torch import OutOfMemoryError
     from transformers.trainer_callback import PrinterCallback
 
@@ -250,6 +253,8 @@ def _build_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, r
             eval_dataset=held_out if arguments.do_eval else None,
             processing_class=tokenizer,
             peft_config=config,
+            may_checkpoint=may_checkpoint(recipe.training),
+            say=partial(console.print, markup=False),
         )
         cut = trainer.cut["train"]
         if cut.unanswered == cut.rows:

@@ -1,0 +1,47 @@
+"""The loss of a line of rows: the head is computed only where an answer is learned."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+_BYTES = 2**32
+"""Of logits at once. Longer lines are TRL's, which computes them in pieces, twice."""
+
+SUMS = ("entropy", "mean_token_accuracy", "answers")
+
+
+def most_answers(model: Any) -> int:
+    """How many places of a line may go through the head at once; 0 if the model cannot be told which."""
+    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+        return 0
+    head = model.get_output_embeddings()
+    words = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+    return _BYTES // (words * 3 * 4)  # the logits, in float32, and their gradient
+
+
+def completion_loss(model: Any, batch: dict[str, Any], wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """The summed loss of ``batch`` and, if wanted, the sums that TRL's metrics are made of, as :data:`SUMS` names them.
+
+    Nothing waits for the device.
+
+    Args:
+        batch: of :class:`RowsInOneLine`, with ``logits_to_keep``.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "targets")}
+    logits = model(**inputs, use_cache=False).logits[0].float()
+    targets = batch["targets"]
+    loss = cross_entropy(logits, targets, reduction="sum")
+    return loss, _sums(logits.detach(), targets) if wanted else None
+
+
+@torch.no_grad()
+def _sums(logits: Tensor, targets: Tensor) -> Tensor:
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    right = logits.argmax(-1) == targets
+    return torch.stack([entropy.sum(), right.sum().float(), torch.full_like(entropy[:1], len(targets)).sum()])
