@@ -114,7 +114,9 @@ def train(
     batch_size: int = typer.Option(None, help="Rows (packed: lines) a step and process.", rich_help_panel=_TRAINING),
     grad_accum: int = typer.Option(None, help="Batches an optimizer step.", rich_help_panel=_TRAINING),
     max_length: int = typer.Option(None, help="Longest row in tokens.", rich_help_panel=_TRAINING),
-    packing: bool = typer.Option(None, "--packing/--no-packing", help="Lines of MAX_LENGTH tokens, of whole rows.", rich_help_panel=_TRAINING),
+    packing: bool = typer.Option(
+        None, "--packing/--no-packing", help="Rows in lines of MAX_LENGTH tokens.", rich_help_panel=_TRAINING
+    ),
     seed: int = typer.Option(None, help="Of initial values, order and dropout.", rich_help_panel=_TRAINING),
     settings: Annotated[
         list[str] | None,
