@@ -10,7 +10,8 @@ one differs. Half a minute on one core.
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,8 +79,7 @@ def main() -> int:
     torch.set_num_threads(1)
     found: Counter[str] = Counter()
     for name in KINDS[KIND]:
-        work: Callable[[], Iterator[str]] = lambda name=name: tried(name)  # noqa: E731
-        said, failed = isolated(work, _SECONDS)
+        said, failed = isolated(partial(tried, name), _SECONDS)
         outcome = said[0] if said else f"not tried ({failed})"
         print(f"{name}: {outcome}", flush=True)
         found[outcome.partition(" (")[0]] += 1

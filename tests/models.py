@@ -9,6 +9,16 @@ from bone_peft import BoneConfig
 ALL_VARIANTS = ["bone", "bat", "bat-input", "bottleneck"]
 LLAMA_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of a model that is as Llama."""
+
 
 def config_for(variant: str, r: int = 8, **kwargs) -> BoneConfig:
     """A config of the given variant with tensors of size ``r``."""
@@ -30,16 +40,7 @@ def randomize(model: nn.Module, std: float = 0.05, adapter: str | None = None) -
 
 
 def llama(**kwargs) -> LlamaForCausalLM:
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **kwargs})).eval()
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, "max_position_embeddings": 64, **kwargs})).eval()
 
 
 def opt(**kwargs) -> OPTForCausalLM:

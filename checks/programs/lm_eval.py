@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from bone_peft import BoneConfig, merge
 
-from .tiny import make_base, write_rows
+from .tiny import make_base, versions, write_rows
 
 _TASK = """task: sums
 dataset_path: json
@@ -64,7 +64,8 @@ def main() -> int:
             }
         finally:
             subprocess.run([python, "-m", "bone_peft", "deactivate"], check=True, capture_output=True)
-    print(", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+    print(versions(python, "lm_eval", "transformers", "peft", "torch"))
+    print("perplexity:", ", ".join(f"{name} {score:.9e}" for name, score in scores.items()))
     apart = abs(scores["peft="] - scores["merged"]) / scores["merged"]
     return int(apart > 1e-4 or scores["base"] == scores["peft="])
 

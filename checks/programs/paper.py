@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .tiny import make_base, write_rows
+from .tiny import make_base, versions, write_rows
 
 _LIMITS = {"False": 1e-5, "True": 1e-2}  # of --bf16: how far losses may be apart, relatively
 
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, required=True)
     given = parser.parse_args()
     wrong = 0
+    print(versions(str(given.python.absolute()), "peft", "transformers", "torch"))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         make_base(work / "base")

@@ -1,6 +1,7 @@
 """A base and rows, small enough for any program on a CPU."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import torch
@@ -39,6 +40,12 @@ def make_base(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
     return folder
+
+
+def versions(python: str, *packages: str) -> str:
+    """What the environment of this Python has of these packages, in words."""
+    code = f"from importlib.metadata import version; print(*(f'{{p}} {{version(p)}}' for p in {packages}), sep=', ')"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def write_rows(file: Path, prompt: str, completion: str) -> Path:

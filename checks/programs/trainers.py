@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from bone_peft import BoneConfig
 
-from .tiny import SUMS, make_base
+from .tiny import SUMS, make_base, versions
 
 _STEPS = 6
 _VARIANTS: dict[str, dict[str, Any]] = {"Bone": {"r": 16}, "Bat": {"r": 16, "init_weights": "bat"}}
@@ -86,6 +86,7 @@ def tried(base: Path, out: Path, make: Callable[[Path, Path], Any], variant: dic
 def main() -> int:
     warnings.filterwarnings("ignore")
     wrong = 0
+    print(versions(sys.executable, "trl", "transformers", "peft", "torch"))
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base")
         for name, make in _TRAINERS.items():

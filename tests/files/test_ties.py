@@ -29,7 +29,7 @@ from bone_peft.files.merging import merge
 from bone_peft.io.ours import MANIFEST
 from bone_peft.method.compat.tied_names import KEEPS_APART
 
-from ..models import config_for, llama, randomize, tokens
+from ..models import SMALL, config_for, llama, randomize, tokens
 from ..versions import needs
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -181,17 +181,8 @@ def test_tensors_that_share_bytes_without_a_tie(tmp_path):
 
 
 def lfm2():
-    config = Lfm2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention"],
-        tie_word_embeddings=True,
-    )
-    return Lfm2ForCausalLM(config)
+    layers = ["conv", "full_attention"]
+    return Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=layers, tie_word_embeddings=True))
 
 
 def test_a_tie_that_the_config_calls_otherwise(tmp_path):
@@ -208,15 +199,7 @@ def test_a_tie_that_the_config_calls_otherwise(tmp_path):
 
 
 def test_a_text_model_in_a_larger_one(tmp_path):
-    text = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
+    text = {**SMALL, "head_dim": 8}
     vision = {
         "hidden_size": 16,
         "intermediate_size": 24,

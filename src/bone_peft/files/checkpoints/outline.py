@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
-from bone_peft.method.compat.checkpoint_names import places
+from bone_peft.method.compat.checkpoint_names import EXPERTS_ARE_MODULES, places
 from bone_peft.method.compat.tied_names import tied_weights
 
 from ..remote_code import not_run
@@ -41,7 +41,7 @@ _AUTO = {
 
 
 _PARTS_PER_SECOND = 5_000
-"""That any processor makes. Transformers 4 makes each expert a module: half a minute, for the largest models."""
+"""That any processor makes, where experts are modules: half a minute, for the largest models."""
 
 
 @dataclass
@@ -89,7 +89,8 @@ def outline(
 
     try:
         with not_run(where):
-            return bounded.bounded(build, where, most, max(bounded.SECONDS, most // _PARTS_PER_SECOND))
+            seconds = max(bounded.SECONDS, most // _PARTS_PER_SECOND) if EXPERTS_ARE_MODULES else None
+            return bounded.bounded(build, where, most, seconds)
     except BoneError:
         raise
     except Exception as error:

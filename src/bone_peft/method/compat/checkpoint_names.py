@@ -20,6 +20,10 @@ except ImportError:
     CONVERTS = False
 
 
+EXPERTS_ARE_MODULES = not CONVERTS
+"""Whether each expert is a module of its own, tens of thousands of them: Transformers < 5."""
+
+
 def places(model: nn.Module, stored: Iterable[str]) -> Iterator[tuple[str, str, set[str] | None]]:
     """For each name in ``stored`` that has a place: the name, the parameter, and what is made of the tensor.
 

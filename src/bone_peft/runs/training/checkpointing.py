@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,19 @@ _SHARE = 0.85
 """Of the free memory that a step may take: the rest is for what nobody can foresee."""
 
 
-def needed(model: Any, lengths: list[int]) -> int:
-    """Bytes that a step over rows of these lengths keeps for backward, from three short ones."""
-    longest = min(_MEASURED, max(lengths))
+def needed(model: Any, row: list[int], lengths: list[int]) -> int:
+    """Bytes that a step over rows of these lengths keeps for backward, logits not counted.
+
+    Args:
+        row: tokens of a row; three beginnings of it are measured.
+    """
+    longest = min(_MEASURED, len(row))
     points = sorted({max(1, longest // 4), max(1, longest // 2), longest})
     device = model.get_input_embeddings().weight.device
     trained = model.training
     model.eval()
     try:
-        kept = [saved_bytes(model, {"input_ids": torch.zeros(1, n, dtype=torch.long, device=device)}) for n in points]
+        kept = [saved_bytes(model, {"input_ids": torch.tensor([row[:n]], device=device)}) for n in points]
     finally:
         model.train(trained)
     # Bytes are a square of the length, where attention has no kernel of its own, and the weights' part is there once.
@@ -56,12 +61,26 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
-        try:
-            with open("/proc/meminfo") as lines:
-                return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        except (OSError, StopIteration):
-            return None
+        return min(filter(None, (_of_the_machine(), _of_the_container())), default=None)
     return None
+
+
+def _of_the_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _of_the_container() -> int | None:
+    """What is left of the limit of a control group, if there is one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, now = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return None
+    return max(1, int(most) - int(now)) if most.isdigit() and now.isdigit() else None
 
 
 def fits(needed: int, device: torch.device) -> bool:

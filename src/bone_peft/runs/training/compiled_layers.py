@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,21 @@ def compile_layers(model: nn.Module, try_out: Callable[[], None]) -> str | None:
 
 def plain_layers(model: nn.Module) -> None:
     """As before :func:`compile_layers`."""
-    for layer in layers_of(model):
-        compiled: Any = layer
-        compiled._compiled_call_impl = None
+    _call(dict.fromkeys(layers_of(model)))
+
+
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """Inside, no layer is compiled."""
+    before = {layer: layer._compiled_call_impl for layer in layers_of(model)}
+    plain_layers(model)
+    try:
+        yield
+    finally:
+        _call(before)
+
+
+def _call(compiled: dict[nn.Module, Any]) -> None:
+    for layer, call in compiled.items():
+        any_layer: Any = layer
+        any_layer._compiled_call_impl = call

@@ -19,9 +19,14 @@ def most_answers(model: Any) -> int:
     """How many places of a line may go through the head at once; 0 if the model cannot be told which."""
     if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
         return 0
+    return _BYTES // logits_bytes(model, 1)
+
+
+def logits_bytes(model: Any, answers: int) -> int:
+    """Bytes of the logits at so many places, in the base's dtype and in float32, and of their gradient."""
     head = model.get_output_embeddings()
     words = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
-    return _BYTES // (words * 3 * 4)  # the logits, in float32, and their gradient
+    return int(answers * words * 3 * 4)
 
 
 def completion_loss(model: Any, batch: dict[str, Any], wanted: bool) -> tuple[Tensor, Tensor | None]:

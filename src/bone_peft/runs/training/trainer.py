@@ -1,60 +1,34 @@
-"""TRL's trainer, with rows that are counted, a stop at numbers that are none, and checkpoints that are looked at."""
+"""A run's trainer: rows that are counted, a stop at numbers that are none, and checkpoints that are looked at."""
 
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import torch
 from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTTrainer
 
 from bone_peft.errors import BoneError
 
 from ..evaluation import check_reach
-from . import checkpointing, compiled_layers
-from .completion_loss import SUMS, completion_loss, most_answers
 from .cut_rows import CutRows
 from .finite import all_finite, in_words, not_finite, weights_are_finite
-from .padding_free import RowsInOneLine, by_rows, fault
-from .padding_free.row_attention import is_fast
+from .step_trainer import StepTrainer
 
-_LOOKED_AT, _TRIED = 16, 256  # rows and tokens by which a model is tried out
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
-class RunTrainer(SFTTrainer):
-    """One run's training loop.
+class RunTrainer(StepTrainer):
+    """One run's training loop. ``cut`` counts what ``max_length`` cost, by the name of the rows (train, eval)."""
 
-    Args:
-        may_checkpoint: compute layers again in backward (gradient checkpointing) if a step does not fit into memory.
-        say: takes sentences on how the steps are computed, where a user may wonder.
-
-    Attributes:
-        cut: what ``max_length`` cost, by the name of the rows (train, eval).
-    """
-
-    def __init__(self, *, may_checkpoint: bool, say: Callable[[str], None], **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         self.cut: dict[str, CutRows] = {}
-        self._say = say
-        self._may_checkpoint = may_checkpoint
-        self._may_compile = True
-        self._first_step: int | None = None  # of this process, which may go on from a checkpoint
         self._losses: list[Any] = []
-        self._sums: list[Any] = []
-        self._tokens = 0
-        self._in_lines = False
         super().__init__(**kwargs)
-        self._padded = self.data_collator
-
-    @property
-    def plain_model(self) -> Any:
-        """The adapted model without what distributes it."""
-        return self.accelerator.unwrap_model(self.model)
 
     # Rows
 
@@ -74,147 +48,16 @@ class RunTrainer(SFTTrainer):
         for batch in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
             ids = batch["input_ids"].combine_chunks()
             check_reach(self.plain_model, pc.max(ids.values).as_py(), pc.max(pc.list_value_length(ids)).as_py())
-        self._choose_lines()
-        self._choose_checkpointing()
+        self.choose_how()
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self.create_optimizer_and_scheduler(num_training_steps=steps)
             self.optimizer = self.lr_scheduler = None
 
-    # How a step is computed
-
-    def _choose_lines(self) -> None:
-        """The rows of a step in one line, if the model keeps them apart."""
-        args: Any = self.args
-        if args.pad_to_multiple_of or args.n_gpu > 1 or self._is_sharded():
-            return
-        model = self.plain_model.get_base_model()
-        data: Any = self.train_dataset
-        rows = [row[:_TRIED] for row in data[:_LOOKED_AT]["input_ids"] if len(row) > 1]
-        if not rows:
-            return
-        first, second = rows[0], rows[-1]
-        reason = fault(model, first, second)
-        if reason is None:
-            self._in_lines = True
-            self.data_collator = RowsInOneLine(self._tokenizer.pad_token_id, self._most_answers(model))
-        elif self.padding_free and fault(model, first, second, own_attention=True) is not None:
-            raise BoneError(f"Rows of this base cannot share a line ({reason}): leave packing and padding_free out.")
-        else:
-            self._say(f"The rows of a step are padded to the longest ({reason}).")
-
-    def _most_answers(self, model: Any) -> int:
-        args: Any = self.args
-        plain = args.loss_type == "nll" and self.compute_loss_func is None and self.label_smoother is None
-        return most_answers(model) if plain and not self.aux_loss_enabled else 0
-
-    def _choose_checkpointing(self) -> None:
-        """Compute layers again in backward where a step would not fit otherwise."""
-        if not self._may_checkpoint or self._is_sharded():
-            return
-        model, size = self.plain_model, self.args.per_device_train_batch_size
-        data: Any = self.train_dataset
-        lengths = sorted(map(len, data["input_ids"]), reverse=True)[:size]
-        if not self._in_lines:
-            lengths = lengths[:1] * size
-        needed = checkpointing.needed(model, lengths)
-        if not checkpointing.fits(needed, self.args.device):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-            self._say(
-                f"A step would need {needed / 2**30:.1f} GiB for backward: layers are computed again there "
-                "(gradient checkpointing)."
-            )
-
-    def _compile(self, inputs: dict[str, Any]) -> None:
-        """After the first step, which is looked at from inside (``method.tuner.first_run``)."""
-        args, model = self.args, self.plain_model
-        steps = self.state.max_steps - self.state.global_step
-        if "logits_to_keep" not in inputs or not is_fast(args.device, model.dtype) or args.torch_compile:
-            return
-        if not compiled_layers.pays(model, steps):
-            return
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-        def try_out() -> None:
-            batch = self._prepare_inputs(dict(inputs))
-            with torch.random.fork_rng([args.device]), self.compute_loss_context_manager():
-                loss, _ = completion_loss(model, batch, wanted=False)
-                torch.autograd.grad(loss, trained, allow_unused=True)
-
-        self._say("The layers are compiled, which takes a minute or less.")
-        reason = compiled_layers.compile_layers(model, try_out)
-        if reason is not None:
-            self._say(f"They are not: {reason}")
-
-    def _is_sharded(self) -> bool:
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.parallelism_config)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        model = self.plain_model.get_base_model()
-        self._first_step = None
-        try:
-            with by_rows(model) if self._in_lines else nullcontext():
-                return super().train(*args, **kwargs)
-        finally:
-            compiled_layers.plain_layers(model)
-
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        # Padded: its loss is a mean over batches, weighted by their rows.
-        train, self.data_collator = self.data_collator, self._padded
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = train
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        if "logits_to_keep" not in inputs or return_outputs:
-            counted = self._total_train_tokens
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if self._tokens:  # counted already, without padding
-                self._total_train_tokens = counted
-            return result
-        scale = self._scale(inputs, num_items_in_batch)
-        wanted = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
-        loss, sums = completion_loss(model, inputs, wanted)
-        if sums is not None:
-            self._sums.append(sums)
-        return loss * scale
-
-    def _scale(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
-        """What the sum over answers is multiplied by."""
-        if num_items_in_batch is None:
-            return 1 / (inputs["targets"] != -100).sum().clamp(min=1)
-        # Of all processes, and their gradients are averaged.
-        ours = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return ours / torch.as_tensor(num_items_in_batch, device=inputs["targets"].device).clamp(min=1)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._tokens:
-            sums = torch.stack(self._sums).sum(0).double() if self._sums else torch.zeros(len(SUMS)).double()
-            here = torch.cat([sums, torch.tensor([self._tokens]).to(sums)]).to(self.args.device)
-            *means, answers, tokens = self.accelerator.reduce(here, reduction="sum").tolist()
-            self._sums, self._tokens = [], 0
-            self._total_train_tokens += int(tokens)
-            metrics = self._metrics["train"]
-            metrics["num_tokens"] = [self._total_train_tokens]
-            if answers:
-                metrics.update({name: [mean / answers] for name, mean in zip(SUMS, means, strict=False)})
-        super().log(logs, start_time)
-
     # Numbers
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        if self._in_lines:
-            self._tokens += inputs["input_ids"].numel()
-        if self._first_step is None:
-            self._first_step = self.state.global_step
-        if self._may_compile and self.state.global_step > self._first_step:
-            self._may_compile = False
-            self._compile(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
         self._losses.append(loss)
         return loss
 

@@ -100,7 +100,7 @@ def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _flash_takes(query: Tensor, value: Tensor) -> bool:
     width = query.shape[-1]
-    return width <= _FLASH_WIDTH and value.shape[-1] <= width and is_fast(query.device, query.dtype)
+    return width <= _FLASH_WIDTH and width % 8 == 0 and value.shape[-1] <= width and is_fast(query.device, query.dtype)
 
 
 def _flash(

@@ -1,0 +1,198 @@
+"""TRL's trainer, with steps that are computed without padding, without waits, and without what is not needed."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from trl import SFTTrainer
+
+from bone_peft.errors import BoneError
+
+from . import checkpointing, compiled_layers
+from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
+from .padding_free import RowsInOneLine, by_rows, fault
+from .padding_free.row_attention import is_fast
+
+_LOOKED_AT, _TRIED = 16, 256  # rows and tokens by which a model is tried out
+
+
+class StepTrainer(SFTTrainer):
+    """How a step is computed: chosen once by :meth:`choose_how`, from the base and the rows.
+
+    Args:
+        may_checkpoint: compute layers again in backward (gradient checkpointing) if a step does not fit into memory.
+        say: takes sentences on how the steps are computed, where a user may wonder.
+    """
+
+    def __init__(self, *, may_checkpoint: bool, say: Callable[[str], None], **kwargs: Any) -> None:
+        self._say = say
+        self._may_checkpoint = may_checkpoint
+        self._may_compile = True
+        self._first_step: int | None = None  # of this process, which may go on from a checkpoint
+        self._sums: list[Any] = []
+        self._tokens = 0
+        self._in_lines = False
+        super().__init__(**kwargs)
+        self._padded = self.data_collator
+
+    @property
+    def plain_model(self) -> Any:
+        """The adapted model without what distributes it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def choose_how(self) -> None:
+        """Look at the base and the rows, and choose how a step is computed."""
+        self._choose_lines()
+        self._choose_checkpointing()
+
+    # The choices
+
+    def _choose_lines(self) -> None:
+        """The rows of a step in one line, if the model keeps them apart."""
+        args: Any = self.args
+        data: Any = self.train_dataset
+        rows = [row[:_TRIED] for row in data[:_LOOKED_AT]["input_ids"] if len(row) > 1]
+        if self._is_sharded() or not rows:
+            return
+        model, pair = self.plain_model.get_base_model(), (rows[0], rows[-1])
+        padded = args.pad_to_multiple_of or args.n_gpu > 1
+        reason = "" if padded else fault(model, *pair)
+        if reason is None:
+            self._in_lines = True
+            self.data_collator = RowsInOneLine(self._tokenizer.pad_token_id, self._most_answers(model))
+        elif self.padding_free:
+            reason = fault(model, *pair, own_attention=True)
+            if reason is not None:
+                raise BoneError(
+                    f"Rows of this base cannot share a line ({reason}): leave packing and padding_free out."
+                )
+        elif reason:
+            self._say(f"The rows of a step are padded to the longest ({reason}).")
+
+    def _most_answers(self, model: Any) -> int:
+        args: Any = self.args
+        plain = args.loss_type == "nll" and self.compute_loss_func is None and self.label_smoother is None
+        return most_answers(model) if plain and not self.aux_loss_enabled else 0
+
+    def _choose_checkpointing(self) -> None:
+        """Compute layers again in backward where a step would not fit otherwise."""
+        if not self._may_checkpoint or self._is_sharded():
+            return
+        model, size = self.plain_model, self.args.per_device_train_batch_size
+        base = model.get_base_model()
+        data: Any = self.train_dataset
+        lengths = sorted(map(len, data["input_ids"]), reverse=True)[:size]
+        if not self._in_lines:
+            lengths = lengths[:1] * size
+        needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len), lengths)
+        needed += logits_bytes(base, min(sum(lengths), self._most_answers(base)))
+        if not checkpointing.fits(needed, self.args.device):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+            self._say(
+                f"A step would need {needed / 2**30:.1f} GiB for backward: layers are computed again there "
+                "(gradient checkpointing)."
+            )
+
+    def _compile(self, inputs: dict[str, Any]) -> None:
+        """After the first step, which is looked at from inside (``method.tuner.first_run``)."""
+        args, model = self.args, self.plain_model
+        steps = self.state.max_steps - self.state.global_step
+        fast = "logits_to_keep" in inputs and is_fast(args.device, model.dtype)
+        if not fast or args.torch_compile or not compiled_layers.pays(model, steps):
+            return
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        devices = [args.device] if args.device.type != "cpu" else []
+
+        def try_out() -> None:
+            batch = self._prepare_inputs(dict(inputs))
+            with torch.random.fork_rng(devices), self.compute_loss_context_manager():
+                loss, _ = completion_loss(model, batch, wanted=False)
+                torch.autograd.grad(loss, trained, allow_unused=True)
+
+        self._say("The layers are compiled, which takes a minute or less.")
+        reason = compiled_layers.compile_layers(model, try_out)
+        if reason is not None:
+            self._say(f"They are not: {reason}")
+
+    def _is_sharded(self) -> bool:
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.parallelism_config)
+
+    # The steps
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        model = self.plain_model.get_base_model()
+        self._first_step = None
+        try:
+            with by_rows(model) if self._in_lines else nullcontext():
+                return super().train(*args, **kwargs)
+        finally:
+            compiled_layers.plain_layers(model)
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        # Padded: its loss is a mean over batches, weighted by their rows.
+        train, self.data_collator = self.data_collator, self._padded
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = train
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # Its batches are of other shapes, and each would be compiled anew.
+        with compiled_layers.set_aside(self.plain_model):
+            return super().evaluate(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        if self._in_lines:
+            self._tokens += inputs["input_ids"].numel()
+        if self._first_step is None:
+            self._first_step = self.state.global_step
+        if self._may_compile and self.state.global_step > self._first_step:
+            self._may_compile = False
+            self._compile(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if "logits_to_keep" not in inputs or return_outputs:
+            counted = self._total_train_tokens
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self._tokens:  # counted already, without padding
+                self._total_train_tokens = counted
+            return result
+        scale = self._scale(inputs, num_items_in_batch)
+        wanted = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+        loss, sums = completion_loss(model, inputs, wanted)
+        if sums is not None:
+            self._sums.append(sums)
+        return loss * scale
+
+    def _scale(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+        """What the sum over answers is multiplied by."""
+        if num_items_in_batch is None:
+            return 1 / (inputs["targets"] != -100).sum().clamp(min=1)
+        # Of all processes, and their gradients are averaged.
+        ours = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return ours / torch.as_tensor(num_items_in_batch, device=inputs["targets"].device).clamp(min=1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        model: Any = self.model
+        if self._tokens and model.training:
+            self._tell_metrics()
+        super().log(logs, start_time)
+
+    def _tell_metrics(self) -> None:
+        """TRL's metrics of the steps since the last time, over all processes."""
+        sums = torch.stack(self._sums).sum(0).cpu() if self._sums else torch.zeros(len(SUMS))
+        here = torch.cat([sums.double(), torch.tensor([self._tokens])])
+        if self.accelerator.num_processes > 1:
+            here = self.accelerator.reduce(here.to(self.args.device), reduction="sum")
+        *means, answers, tokens = here.tolist()
+        self._sums, self._tokens = [], 0
+        self._total_train_tokens += int(tokens)
+        metrics = self._metrics["train"]
+        metrics["num_tokens"] = [self._total_train_tokens]
+        if answers:
+            metrics.update({name: [mean / answers] for name, mean in zip(SUMS, means, strict=False)})
