@@ -18,6 +18,7 @@ from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation.tokens import encode
 from bone_peft.runs.training import Recipe, train
 from bone_peft.runs.training.train import TrainingStopped
+from bone_peft.runs.training.trainer import RunTrainer
 
 from .test_train import losses, recipe
 from .tiny import make_base, sums, write_rows
@@ -69,8 +70,12 @@ def test_weights_that_a_step_made_infinite_are_not_saved(plain_base, rows_file, 
     assert steps_saved(tmp_path / "run") == []
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(plain_base, rows_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_gradient_that_is_no_number_stops_the_run(plain_base, rows_file, tmp_path, monkeypatch, ahead):
+    """Also where steps are queued ahead of a GPU, and their numbers are looked at later: before they are kept."""
     from transformers import Trainer
+
+    monkeypatch.setattr(RunTrainer, "runs_ahead", ahead)
 
     calls = []
 
@@ -79,9 +84,11 @@ def test_a_gradient_that_is_no_number_stops_the_run(plain_base, rows_file, tmp_p
         return torch.tensor(float("inf") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(Trainer, "_clip_grad_norm", clip)
-    plan = recipe(plain_base, rows_file, tmp_path / "run", training__max_steps=5)
+    plan = recipe(plain_base, rows_file, tmp_path / "run", training__max_steps=8, training__logging_steps=100)
+    plan.training["save_steps"] = 2
     assert_stopped(plan, tmp_path / "run", "Step 3", "norm of the gradient is infinite", "checkpoint-2")
-    assert steps_saved(tmp_path / "run") == [1, 2]
+    assert steps_saved(tmp_path / "run") == [2]
+    assert len(calls) == (4 if ahead else 3)
 
 
 def test_a_base_whose_numbers_outgrow_its_dtype_is_called_so(rows_file, tmp_path):

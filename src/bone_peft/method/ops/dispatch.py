@@ -14,6 +14,9 @@ to this file.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 
@@ -40,6 +43,24 @@ def _read_environment() -> str | None:
 
 forced: str | None = _read_environment()
 """The path that all operations take, or ``None`` to choose by device, dtype and block size."""
+
+_hosts_time_counts = ContextVar("hosts_time_counts", default=True)
+
+
+@contextmanager
+def hosts_time_is_free() -> Iterator[None]:
+    """Inside, what is chosen is the fastest for the GPU alone: the calls are recorded as a CUDA graph."""
+    token = _hosts_time_counts.set(False)
+    try:
+        yield
+    finally:
+        _hosts_time_counts.reset(token)
+
+
+def hosts_time_counts() -> bool:
+    """Whether a way that costs the host less may be taken, though another one costs the GPU less."""
+    return torch.compiler.is_compiling() or _hosts_time_counts.get()
+
 
 _HALF = (torch.bfloat16, torch.float16)
 

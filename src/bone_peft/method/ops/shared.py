@@ -23,6 +23,10 @@ from .block_sum import add_to_blocks, add_to_blocks_torch, block_sum, block_sum_
 from .dispatch import rows, use_triton
 from .operator import operator
 
+_is_capturing: Callable[[], bool] = (
+    torch.cuda.is_current_stream_capturing if torch.backends.cuda.is_built() else lambda: False
+)
+
 Sums = tuple[Tensor, Tensor, Tensor]
 
 
@@ -57,6 +61,7 @@ class _Run:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self.is_captured = _is_capturing()
         self.is_known = type(module).__module__.startswith("transformers.models.")
         self.forget()
 
@@ -103,7 +108,7 @@ def _once(x: Tensor, r: int, compute: Callable[[Tensor, int], Any]) -> Any:
         or not _runs.now
         or type(x) is not Tensor
         or (x.grad_fn is None and not _runs.now[-1].is_known)
-        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        or _is_capturing() != _runs.now[-1].is_captured
     ):
         return compute(x, r)
     run = _runs.now[-1]

@@ -46,7 +46,8 @@ def completion_loss(model: Any, batch: dict[str, Any], wanted: bool) -> tuple[Te
 
 @torch.no_grad()
 def _sums(logits: Tensor, targets: Tensor) -> Tensor:
+    learned = targets != -100
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     right = logits.argmax(-1) == targets
-    return torch.stack([entropy.sum(), right.sum().float(), torch.full_like(entropy[:1], len(targets)).sum()])
+    return torch.stack([(entropy * learned).sum(), right.sum(), learned.sum()])

@@ -11,6 +11,8 @@ from bone_peft.errors import BoneError
 
 from . import checkpointing, compiled_layers
 from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
+from .fused_parts import FusedParts
+from .graphed_steps import GraphedSteps
 from .padding_free import RowsInOneLine, by_rows, fault
 from .padding_free.row_attention import is_fast
 
@@ -28,18 +30,25 @@ class StepTrainer(SFTTrainer):
     def __init__(self, *, may_checkpoint: bool, say: Callable[[str], None], **kwargs: Any) -> None:
         self._say = say
         self._may_checkpoint = may_checkpoint
-        self._may_compile = True
+        self._may_speed_up = True
+        self._graphs: GraphedSteps | None = None
         self._first_step: int | None = None  # of this process, which may go on from a checkpoint
         self._sums: list[Any] = []
         self._tokens = 0
         self._in_lines = False
         super().__init__(**kwargs)
         self._padded = self.data_collator
+        self._parts = FusedParts(self.plain_model)
 
     @property
     def plain_model(self) -> Any:
         """The adapted model without what distributes it."""
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are queued faster than they are computed."""
+        return self._graphs is not None
 
     def choose_how(self) -> None:
         """Look at the base and the rows, and choose how a step is computed."""
@@ -60,7 +69,8 @@ class StepTrainer(SFTTrainer):
         reason = "" if padded else fault(model, *pair)
         if reason is None:
             self._in_lines = True
-            self.data_collator = RowsInOneLine(self._tokenizer.pad_token_id, self._most_answers(model))
+            longest = max(map(len, data["input_ids"])) if self._may_record() else None
+            self.data_collator = RowsInOneLine(self._tokenizer.pad_token_id, self._most_answers(model), longest)
         elif self.padding_free:
             reason = fault(model, *pair, own_attention=True)
             if reason is not None:
@@ -95,24 +105,45 @@ class StepTrainer(SFTTrainer):
                 "(gradient checkpointing)."
             )
 
-    def _compile(self, inputs: dict[str, Any]) -> None:
+    def _may_record(self) -> bool:
+        """Whether steps may be CUDA graphs: of one process, all of it on the GPU."""
+        args: Any = self.args
+        return (
+            args.device.type == "cuda"
+            and is_fast(args.device, self.plain_model.dtype)
+            and args.world_size == 1
+            and self.accelerator.mixed_precision == "no"
+            and not (args.torch_compile or args.activation_offloading or args.gradient_checkpointing)
+        )
+
+    def _speed_up(self, inputs: dict[str, Any]) -> None:
         """After the first step, which is looked at from inside (``method.tuner.first_run``)."""
         args, model = self.args, self.plain_model
-        steps = self.state.max_steps - self.state.global_step
-        fast = "logits_to_keep" in inputs and is_fast(args.device, model.dtype)
-        if not fast or args.torch_compile or not compiled_layers.pays(model, steps):
+        if "logits_to_keep" not in inputs or not is_fast(args.device, model.dtype) or args.torch_compile:
             return
+        if not args.use_liger_kernel:
+            reason = self._parts.apply(lambda: self._computed(inputs))
+            if reason is not None:
+                self._say(f"Norms and gates are not fused: {reason}.")
+                if compiled_layers.pays(model, self.state.max_steps - self.state.global_step):
+                    self._compile(inputs)
+        if self._may_record() and not model.is_gradient_checkpointing:
+            self._graphs = GraphedSteps(model)
+
+    def _computed(self, inputs: dict[str, Any]) -> list[Any]:
+        """The loss of a batch and its gradients."""
+        model = self.plain_model
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        devices = [args.device] if args.device.type != "cpu" else []
+        devices = [self.args.device] if self.args.device.type != "cpu" else []
+        batch = self._prepare_inputs(dict(inputs))
+        with torch.random.fork_rng(devices), self.compute_loss_context_manager():
+            loss, _ = completion_loss(model, batch, wanted=False)
+            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+        return [loss.detach(), *(grad for grad in grads if grad is not None)]
 
-        def try_out() -> None:
-            batch = self._prepare_inputs(dict(inputs))
-            with torch.random.fork_rng(devices), self.compute_loss_context_manager():
-                loss, _ = completion_loss(model, batch, wanted=False)
-                torch.autograd.grad(loss, trained, allow_unused=True)
-
+    def _compile(self, inputs: dict[str, Any]) -> None:
         self._say("The layers are compiled, which takes a minute or less.")
-        reason = compiled_layers.compile_layers(model, try_out)
+        reason = compiled_layers.compile_layers(self.plain_model, lambda: self._computed(inputs))
         if reason is not None:
             self._say(f"They are not: {reason}")
 
@@ -128,7 +159,27 @@ class StepTrainer(SFTTrainer):
             with by_rows(model) if self._in_lines else nullcontext():
                 return super().train(*args, **kwargs)
         finally:
+            self._graphs = None
+            self._parts.undo()
             compiled_layers.plain_layers(model)
+
+    def get_train_dataloader(self) -> Any:
+        # Batches stay on the host, in pinned memory, until they are queued: nothing waits for what is queued before.
+        before = self.accelerator.device_placement
+        self.accelerator.device_placement = before and not self._may_record()
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.device_placement = before
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        return super()._get_num_items_in_batch(batch_samples, torch.device("cpu") if self._may_record() else device)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
+        if not self._in_lines or "cu_seq_lens_q" not in inputs:
+            return super()._prepare_inputs(inputs)
+        device = self.args.device
+        return {n: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for n, v in inputs.items()}
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         # Padded: its loss is a mean over batches, weighted by their rows.
@@ -144,13 +195,12 @@ class StepTrainer(SFTTrainer):
             return super().evaluate(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        if self._in_lines:
-            self._tokens += inputs["input_ids"].numel()
+        self._tokens += inputs.pop("row_tokens", 0)
         if self._first_step is None:
             self._first_step = self.state.global_step
-        if self._may_compile and self.state.global_step > self._first_step:
-            self._may_compile = False
-            self._compile(inputs)
+        if self._may_speed_up and self.state.global_step > self._first_step:
+            self._may_speed_up = False
+            self._speed_up(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -163,11 +213,25 @@ class StepTrainer(SFTTrainer):
                 self._total_train_tokens = counted
             return result
         scale = self._scale(inputs, num_items_in_batch)
+        recorded = self._recorded(inputs, scale)
+        if recorded is not None:
+            loss, sums = recorded
+            self._sums.append(sums)
+            return loss.requires_grad_()  # backward is done already
         wanted = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
         loss, sums = completion_loss(model, inputs, wanted)
         if sums is not None:
             self._sums.append(sums)
         return loss * scale
+
+    def _recorded(self, inputs: dict[str, Any], scale: Any) -> Any:
+        if self._graphs is None:
+            return None
+        done = self._graphs.step(inputs, scale)
+        if self._graphs.fault is not None:
+            self._say(f"Steps are computed without CUDA graphs: {self._graphs.fault}.")
+            self._graphs = None
+        return done
 
     def _scale(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         """What the sum over answers is multiplied by."""
@@ -175,7 +239,8 @@ class StepTrainer(SFTTrainer):
             return 1 / (inputs["targets"] != -100).sum().clamp(min=1)
         # Of all processes, and their gradients are averaged.
         ours = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return ours / torch.as_tensor(num_items_in_batch, device=inputs["targets"].device).clamp(min=1)
+        items = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return ours / (items.item() if items.device.type == "cpu" else items)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         model: Any = self.model

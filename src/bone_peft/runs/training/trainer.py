@@ -20,6 +20,7 @@ from .finite import all_finite, in_words, not_finite, weights_are_finite
 from .step_trainer import StepTrainer
 
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
+_AHEAD = 10  # steps that may be queued before their numbers are looked at
 
 
 class RunTrainer(StepTrainer):
@@ -28,6 +29,7 @@ class RunTrainer(StepTrainer):
     def __init__(self, **kwargs: Any) -> None:
         self.cut: dict[str, CutRows] = {}
         self._losses: list[Any] = []
+        self._unchecked: list[tuple[int, list[Any], Any, Any]] = []
         super().__init__(**kwargs)
 
     # Rows
@@ -70,9 +72,28 @@ class RunTrainer(StepTrainer):
             counted = None  # the loss scaling of fp16 skips infinite gradients until its scale fits
         good = all_finite([*losses, *([] if counted is None else [counted])])
         together = self.accelerator.reduce(good.to(self.args.device).float(), reduction="sum")
-        if float(together) != self.accelerator.num_processes:
-            self._stop(_which(float(sum(losses)), counted), self.state.global_step + 1)
+        self._unchecked.append((self.state.global_step + 1, losses, counted, together))
+        if not self.runs_ahead or len(self._unchecked) == _AHEAD:
+            self._check_numbers()
         return norm
+
+    def _check_numbers(self) -> None:
+        """Stop at the first step whose numbers are none. This waits for the device."""
+        unchecked, self._unchecked = self._unchecked, []
+        for step, losses, norm, together in unchecked:
+            if float(together) != self.accelerator.num_processes:
+                self._stop(_which(float(sum(losses)), norm), step)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Here the device is waited for anyway, or what it computed is kept.
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._check_numbers()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        self._check_numbers()
+        return result
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check_weights()

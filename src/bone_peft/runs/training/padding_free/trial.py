@@ -54,7 +54,7 @@ def _line(model: Any, first: list[int], second: list[int]) -> Tensor:
     """Logits of ``second``, behind ``first`` in one line."""
     collate = RowsInOneLine(pad_token_id=0, most_answers=0)
     batch = collate([{"input_ids": row} for row in (first, second)])
-    batch.pop("labels")
+    del batch["labels"], batch["row_tokens"]
     return _logits(model, batch)[-len(second) :]
 
 
