@@ -168,7 +168,7 @@ def main() -> None:
                 if done.exit_code != 0 and not one_sentence:
                     shown = "".join(traceback.format_exception(done.exception)) if done.exception else done.stderr
                     faults.append(f"{name}={value}: {shown}")
-                elif one_sentence and out.exists():
+                elif one_sentence and out.exists() and not done.stderr.startswith("Step "):  # it ran until then
                     faults.append(f"{name}={value}: left {sorted(path.name for path in out.iterdir())}")
                 refused, taken = refused + one_sentence, taken + (done.exit_code == 0)
                 shutil.rmtree(out, ignore_errors=True)

@@ -50,6 +50,17 @@ def test_absurd_configs(honest, changes):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
+def test_a_tokenizer_of_billions_of_tokens(honest):
+    file = honest / "tokenizer_config.json"
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(before) | {"tokenizer_class": "T5Tokenizer", "extra_ids": 2**31}))
+        with pytest.raises(BoneError, match="extra_ids 2,147,483,648"):
+            load_base(str(honest))
+    finally:
+        file.write_text(before)
+
+
 @pytest.mark.parametrize("model_type", ["jamba", "falcon_h1", "gemma4"])
 def test_layer_types_of_a_million_layers(model_type, monkeypatch):
     """Their configs make lists of as many entries, and their models ask for each."""

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from bone_peft.errors import BoneError
+from bone_peft.runs import free_memory
 from bone_peft.runs.training import checkpointing, compiled_layers, train
 from bone_peft.runs.training.completion_loss import SUMS, completion_loss
 from bone_peft.runs.training.padding_free import RowsInOneLine, by_rows, fault
@@ -232,8 +233,8 @@ class TestCheckpointing:
     def test_memory_that_is_free(self):
         """Of the machine or of the container, whichever is less."""
         device = torch.device("cpu")
-        known = [free for free in (checkpointing._of_the_machine(), checkpointing._of_the_container()) if free]
-        assert checkpointing.free_bytes(device) == pytest.approx(min(known), rel=0.2)
+        known = [free for free in (free_memory._of_the_machine(), free_memory._of_the_container()) if free]
+        assert free_memory.free_bytes(device) == pytest.approx(min(known), rel=0.2)
 
 
 class TestCompiled:

@@ -1,5 +1,7 @@
 """What a base cannot read is refused by name, in training, scoring and generating."""
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -85,3 +87,23 @@ def test_documents_of_a_tokenizer_without_an_end(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "abc"}, {"text": "defgh"}])
     model, tokenizer = load_base(str(base), dtype="float32")
     assert len(answer_samples(model, tokenizer, load_data(str(rows)))) == 2
+
+
+def test_rows_are_scored_as_many_at_once_as_memory_holds(plain_base, tmp_path, monkeypatch):
+    from bone_peft.runs.evaluation import score as scoring
+
+    model, tokenizer = load_base(plain_base, dtype="float32")
+    rows = load_data(long_rows(tmp_path, 30), fields=("query", "response"))
+    batches = []
+    whole, forward = score(model, tokenizer, rows), model.forward
+    monkeypatch.setattr(model, "forward", lambda **kw: batches.append(len(kw["input_ids"])) or forward(**kw))
+    module = sys.modules[scoring.__module__]
+    one_row = model.config.vocab_size * 12 * 33 + 33 * 33 * 4
+    monkeypatch.setattr(module, "free_bytes", lambda _: one_row / 0.85 + 1)
+    monkeypatch.setattr(module, "answer_batch", lambda model, tokenizer, prompts, limit: [""] * len(prompts))
+    small = score(model, tokenizer, rows)
+    assert len(batches) > 1 and sum(batches) == 4 and batches[-1] == 1
+    assert small.loss == pytest.approx(whole.loss, rel=1e-5)
+    monkeypatch.setattr(module, "free_bytes", lambda _: one_row / 0.85 - 1)
+    with pytest.raises(BoneError, match=r"33 tokens long: its score takes 0.0 GiB"):
+        score(model, tokenizer, rows)

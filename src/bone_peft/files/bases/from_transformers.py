@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.io.json_file import read_json
 
 from ..checkpoints.model_folder import check_loadable
 from ..remote_code import not_run
+
+_MOST_TOKENS = 2**24
 
 
 def accepts(base: str) -> bool:
@@ -27,6 +30,8 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
         raise BoneError(f"There is no base model at {base!r}; give a model folder, a .gguf file or a hub name.")
     if folder.is_dir() and not trust_remote_code:
         check_loadable(folder)
+    if folder.is_dir():
+        _check_counts(folder / "tokenizer_config.json")
     try:
         with not_run(base):
             tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -41,3 +46,10 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
     with not_run(base):
         model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code, **kwargs)
     return model, tokenizer
+
+
+def _check_counts(file: Path) -> None:
+    """Tokenizers make as many tokens as some settings say."""
+    for name, value in read_json(file).items() if file.is_file() else ():
+        if isinstance(value, int) and value > _MOST_TOKENS and "length" not in name:
+            raise BoneError(f"{file} asks for {name} {value:,}: no tokenizer is as large; take another copy.")

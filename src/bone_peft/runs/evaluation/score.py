@@ -7,6 +7,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
+from ..free_memory import free_bytes
 from .answers import answer_batch
 from .reach import check_length, check_reach
 from .tokens import encode, encode_prompt, expected_text, prompt_text
@@ -14,6 +15,7 @@ from .tokens import encode, encode_prompt, expected_text, prompt_text
 # An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
 # answers that spell the same text with other tokens.
 _SLACK_TOKENS = 8
+_SHARE = 0.85  # of the free memory
 
 
 @dataclass
@@ -67,8 +69,12 @@ def score(
     # Rows of like length share a batch: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
     model.eval()
-    for start in range(0, len(order), batch_size):
+    start = 0
+    while start < len(order):
         batch = order[start : start + batch_size]
+        longest = [len(prompt) + len(completion) for prompt, completion in (encoded[index] for index in batch)]
+        batch = batch[: _rows_that_fit(model, longest)]
+        start += len(batch)
         batch_total, batch_tokens = completion_loss(model, [encoded[index] for index in batch])
         total, tokens = total + batch_total, tokens + batch_tokens
         for index, answer in zip(
@@ -85,6 +91,28 @@ def score(
         for index in range(min(samples, len(rows)))
     ]
     return Score(loss=total / tokens, exact_match=matches / len(rows), rows=len(rows), tokens=tokens, samples=kept)
+
+
+def _rows_that_fit(model: Any, lengths: list[int]) -> int:
+    """How many of these rows, from short to long, can be scored at once; one at least.
+
+    Raises:
+        BoneError: not even the first.
+    """
+    free = free_bytes(model.device)
+    words = model.config.get_text_config().vocab_size
+    # Logits, and what a softmax makes of them in float32; and which tokens see which.
+    needed = [
+        row * (words * (model.dtype.itemsize + 8) + length * 4) * length for row, length in enumerate(lengths, start=1)
+    ]
+    if free is None:
+        return len(lengths)
+    if needed[0] > _SHARE * free:
+        raise BoneError(
+            f"A row is {lengths[0]:,} tokens long: its score takes {needed[0] / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free; shorten or drop it."
+        )
+    return sum(size <= _SHARE * free for size in needed)
 
 
 def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[float, int]:

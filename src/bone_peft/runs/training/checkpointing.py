@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..free_memory import free_bytes
 
 _MEASURED = 256
 """Tokens of the longest row that is tried."""
@@ -53,34 +54,6 @@ def saved_bytes(model: Any, batch: dict[str, Any]) -> int:
         outputs = model(**batch)
     del outputs
     return sum(kept.values())
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that this process may still take; None if nobody says."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu":
-        return min(filter(None, (_of_the_machine(), _of_the_container())), default=None)
-    return None
-
-
-def _of_the_machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-
-
-def _of_the_container() -> int | None:
-    """What is left of the limit of a control group, if there is one."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        most, now = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return None
-    return max(1, int(most) - int(now)) if most.isdigit() and now.isdigit() else None
 
 
 def fits(needed: int, device: torch.device) -> bool:
