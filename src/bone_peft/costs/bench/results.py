@@ -23,7 +23,7 @@ def save(path: str | Path, record: dict[str, Any]) -> None:
         file.write_text(json_text(record), encoding="utf-8")
 
 
-def chart(path: str | Path, values: dict[str, float], title: str, axis: str, line: float = 1.0) -> None:
+def chart(path: str | Path, values: dict[str, float], title: str, axis: str, line: float | None = 1.0) -> None:
     """Horizontal bars by contestant, ours in blue.
 
     Args:
@@ -31,7 +31,7 @@ def chart(path: str | Path, values: dict[str, float], title: str, axis: str, lin
         values: by contestant, drawn from top to bottom.
         title: above the bars.
         axis: what the numbers are.
-        line: where the floor, or the base, is.
+        line: where the floor, or the base, is, if there is one.
     """
     from matplotlib.figure import Figure
 
@@ -40,8 +40,9 @@ def chart(path: str | Path, values: dict[str, float], title: str, axis: str, lin
     names = list(values)
     colors = [_PEERS if name.startswith("peft-") else _OURS for name in names]
     bars = axes.barh(names, list(values.values()), color=colors)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.axvline(line, color="black", linewidth=0.8, linestyle="--")
+    axes.bar_label(bars, fmt="%.2f" if line is not None else "%.0f", padding=3)
+    if line is not None:
+        axes.axvline(line, color="black", linewidth=0.8, linestyle="--")
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel(axis)

@@ -35,7 +35,7 @@ class StepTrainer(SFTTrainer):
         self._first_step: int | None = None  # of this process, which may go on from a checkpoint
         self._sums: list[Any] = []
         self._tokens = 0
-        self._in_lines = False
+        self._in_lines = self._checkpoints = False
         super().__init__(**kwargs)
         self._padded = self.data_collator
         self._parts = FusedParts(self.plain_model)
@@ -98,6 +98,7 @@ class StepTrainer(SFTTrainer):
         needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len), lengths)
         needed += logits_bytes(base, min(sum(lengths), self._most_answers(base)))
         if not checkpointing.fits(needed, self.args.device):
+            self._checkpoints = True
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
             self._say(
@@ -124,10 +125,10 @@ class StepTrainer(SFTTrainer):
         if not args.use_liger_kernel:
             reason = self._parts.apply(lambda: self._computed(inputs))
             if reason is not None:
-                self._say(f"Norms and gates are not fused: {reason}.")
+                self._say(f"Norms and gates are computed in many small kernels: {reason}.")
                 if compiled_layers.pays(model, self.state.max_steps - self.state.global_step):
                     self._compile(inputs)
-        if self._may_record() and not model.is_gradient_checkpointing:
+        if self._may_record() and not self._checkpoints:
             self._graphs = GraphedSteps(model)
 
     def _computed(self, inputs: dict[str, Any]) -> list[Any]:
