@@ -14,7 +14,7 @@ from bone_peft.io.whole import is_full_disk
 
 from . import activate, bench, convert, demo, estimate, evaluate, generate, inspect, merge, train
 from .console import complain
-from .process import clean_up_when_terminated, keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
+from .process import cleaning_up_when_terminated, keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
 
 class Sentences(TyperGroup):
@@ -82,9 +82,9 @@ for command in (train, evaluate, merge, convert, inspect, estimate, bench, gener
 
 def main() -> None:
     """Entry point of the installed command."""
-    clean_up_when_terminated()
     try:
-        app(prog_name="bone")
+        with cleaning_up_when_terminated():
+            app(prog_name="bone")
     except (KeyboardInterrupt, SystemExit) as end:
         # A signal before the command begins, or after its end, is none to `Sentences`.
         cause: BaseException | None = end

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from bone_peft.io.hangup import let_go_of_the_terminal
@@ -27,17 +29,24 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def clean_up_when_terminated() -> None:
-    """Let SIGTERM and SIGHUP raise :class:`Terminated`. What is ignored, as ``nohup`` does, stays ignored."""
+@contextmanager
+def cleaning_up_when_terminated() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise :class:`Terminated`. What is ignored, as ``nohup`` does, stays ignored."""
 
     def stop(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
             let_go_of_the_terminal()
         raise Terminated(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 def quiet() -> None:
