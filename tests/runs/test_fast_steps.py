@@ -4,19 +4,22 @@ import random
 import sys
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
 
-from bone_peft.runs.training import fused_parts
+from bone_peft.runs.training import fused_parts, graphed_steps, step_trainer, train
 from bone_peft.runs.training.completion_loss import SUMS, completion_loss
 from bone_peft.runs.training.fused_parts import FusedParts
 from bone_peft.runs.training.graphed_steps import GraphedSteps
 from bone_peft.runs.training.padding_free import RowsInOneLine, by_rows, in_other_rows
 from bone_peft.runs.training.same_step import same_step
+from bone_peft.runs.training.step_trainer import StepTrainer
 
 from ..models import config_for, llama, randomize
+from .test_train import losses, recipe
 
 LONGEST = 40
 
@@ -140,11 +143,29 @@ class TestFusedParts:
         assert fused.apply(fails_with_them) == "no such kernel"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class StandIn(GraphedSteps):
+    """For where there is no GPU: what a graph would replay is computed, from the same tensors into the same tensors."""
+
+    def _recorded(self, inputs, scale, first):
+        loss, sums = torch.zeros(()), torch.zeros(len(SUMS))
+
+        def replay():
+            found, found_sums, grads = self._loss_and_gradients(inputs, scale)
+            torch._foreach_add_(self._grads, grads)
+            loss.copy_(found)
+            sums.copy_(found_sums)
+
+        return graphed_steps._Graph(SimpleNamespace(replay=replay), inputs, scale, loss, sums)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Steps = GraphedSteps if DEVICE == "cuda" else StandIn
+
+
 class TestGraphedSteps:
     @pytest.fixture(params=[{}, {"init_weights": "bat"}, {"init_weights": "bat", "share": "input"}])
     def model(self, request):
-        model = adapted(**request.param).to("cuda", torch.bfloat16)
+        model = adapted(**request.param).to(DEVICE, torch.bfloat16)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -156,7 +177,7 @@ class TestGraphedSteps:
         made = (RowsInOneLine(0, 10**6, LONGEST)(rows_of(*lengths, seed=seed)) for seed in seeds)
         for batch in made:
             del batch["row_tokens"]
-            yield {name: value.cuda() if torch.is_tensor(value) else value for name, value in batch.items()}
+            yield {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in batch.items()}
 
     @staticmethod
     def taken(model, loss):
@@ -167,7 +188,7 @@ class TestGraphedSteps:
         return [loss, *grads]
 
     def test_each_is_what_the_model_computes(self, model):
-        steps = GraphedSteps(model)
+        steps = Steps(model)
         for batch in self.batches(*range(4)):
             loss, sums = steps.step(batch, 1.0)
             found = self.taken(model, loss)
@@ -177,7 +198,7 @@ class TestGraphedSteps:
         assert steps.fault is None and len(steps._graphs) == 1
 
     def test_gradients_add_up_with_what_is_there(self, model):
-        steps = GraphedSteps(model)
+        steps = Steps(model)
         one, two, three = self.batches(0, 1, 2)
         for batch in (one, two):
             steps.step(batch, 1.0)
@@ -188,7 +209,7 @@ class TestGraphedSteps:
         assert same_step(self.taken(model, loss), [want[0] - step_of(model, three)[0][0], *want[1:]])
 
     def test_weights_that_moved_are_seen(self, model):
-        steps = GraphedSteps(model)
+        steps = Steps(model)
         for batch in self.batches(0, 1):
             assert steps.step(batch, 1.0) is not None
         parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -196,14 +217,48 @@ class TestGraphedSteps:
         assert steps.step(batch, 1.0) is None
         assert "moves the weights" in steps.fault
 
+    def test_what_a_recording_does_not_compute_is_seen(self, model, monkeypatch):
+        """Here: layers that are run in another order each time, as if drawn at random."""
+        norm, calls = model.get_base_model().model.norm, []
+        forward = norm.forward
+        monkeypatch.setattr(norm, "forward", lambda x: forward(x) * (calls.append(1) or len(calls)))
+        steps = Steps(model)
+        first, second = self.batches(0, 1)
+        assert steps.step(first, 1.0) is not None
+        self.taken(model, torch.ones(()))
+        assert steps.step(second, 1.0) is None
+        assert "not what the model computes" in steps.fault
+
+    @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
     def test_what_waits_for_the_gpu_cannot_be_recorded(self, model, monkeypatch):
         norm = model.get_base_model().model.norm
         forward = norm.forward
         monkeypatch.setattr(norm, "forward", lambda x: forward(x) * float(x.sum() != 12345.0))
-        steps = GraphedSteps(model)
+        steps = Steps(model)
         first, second = self.batches(0, 1)
         assert steps.step(first, 1.0) is not None
         before = self.taken(model, torch.ones(()))
         assert steps.step(second, 1.0) is None
         assert steps.fault
         assert same_step([torch.ones(()), *step_of(model, first)[0][1:]], before)  # the device is as it was
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_run_of_recorded_steps_learns_the_same(plain_base, rows_file, tmp_path, monkeypatch, accumulation):
+    """All of a run around the graphs: filled lines, batches that stay on the host, sums and numbers looked at later."""
+    made = []
+
+    class Counted(Steps):
+        def __init__(self, model):
+            super().__init__(model)
+            made.append(self)
+
+    settings = {"training__max_steps": 8, "training__gradient_accumulation_steps": accumulation}
+    plain = train(recipe(plain_base, rows_file, tmp_path / "plain", **settings))
+    monkeypatch.setattr(StepTrainer, "_may_record", lambda self: True)
+    monkeypatch.setattr(step_trainer, "is_fast", lambda *_: True)
+    monkeypatch.setattr(step_trainer, "GraphedSteps", Counted)
+    graphed = train(recipe(plain_base, rows_file, tmp_path / "graphed", **settings))
+    assert made[0].fault is None and made[0]._graphs
+    assert losses(graphed) == pytest.approx(losses(plain), rel=1e-4)
+    assert [entry["num_tokens"] for entry in graphed.history] == [entry["num_tokens"] for entry in plain.history]

@@ -105,21 +105,24 @@ class GraphedSteps:
     def _record(self, shape: Any, batch: dict[str, Any]) -> None:
         inputs = {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch.items()}
         scale = torch.ones((), device=inputs["input_ids"].device)
-        graph = torch.cuda.CUDAGraph()
         first = next(iter(self._graphs.values()), None)
-        pool = None if first is None else first.graph.pool()
+        self._graphs[shape] = self._recorded(inputs, scale, first)
+        if first is None:
+            self._check(self._graphs[shape], in_other_rows(batch))
+
+    def _recorded(self, inputs: dict[str, Any], scale: Tensor, first: _Graph | None) -> _Graph:
+        graph = torch.cuda.CUDAGraph()
+        pool = None if first is None else first.graph.pool()  # the memory of one serves all
         with hosts_time_is_free(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             loss, sums, grads = self._loss_and_gradients(inputs, scale)
             torch._foreach_add_(self._grads, grads)
             del grads
-        self._graphs[shape] = _Graph(graph, inputs, scale, loss, sums)
-        if first is None:
-            self._check(self._graphs[shape], in_other_rows(batch))
+        return _Graph(graph, inputs, scale, loss, sums)
 
     def _check(self, recorded: _Graph, batch: dict[str, Any]) -> None:
         """Whether a recorded step computes what the model does, for a batch that it was not recorded with."""
         kept = [grad.clone() for grad in self._grads]
-        devices = [recorded.scale.device]
+        devices = [recorded.scale.device] if recorded.scale.is_cuda else []
         with torch.random.fork_rng(devices):
             expected = self._loss_and_gradients(batch, 1.0)
         torch._foreach_zero_(self._grads)
@@ -135,7 +138,8 @@ class GraphedSteps:
     def _give_up(self, why: str) -> None:
         self.fault = why
         self._graphs = {}
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         gc.collect()  # what was computed is still held in its autograd functions
 
 
