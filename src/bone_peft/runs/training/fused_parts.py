@@ -12,6 +12,7 @@ from transformers.utils import is_liger_kernel_available
 
 from .same_step import same_step
 
+_NOTHING = object()
 _WHICH = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # of answers alone, our own is as good
 
 
@@ -23,36 +24,48 @@ class FusedParts:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: dict[nn.Module, dict[str, Any]] = {}
-        self._names: dict[Any, dict[str, Any]] = {}
         self._model = model
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
 
     def apply(self, compute: Callable[[], list[Tensor]]) -> str | None:
         """Take the kernels if ``compute``, a step's loss and gradients, gives the same with them. Why not, or None."""
         if not is_liger_kernel_available():
             return "liger-kernel is not installed (with it, steps are a quarter shorter)"
         expected = compute()
-        self._modules = {module: dict(vars(module)) for module in self._model.modules()}
-        self._names = {sys.modules[name]: dict(vars(sys.modules[name])) for name in _modelling()}
+        owners = [*self._model.modules(), *(sys.modules[name] for name in _modelling())]
+        before = [dict(vars(owner)) for owner in owners]
         try:
             apply_liger_kernel(self._model, _WHICH)
-            found = compute()
-        except Exception as error:  # a kernel may not compile, or not know a version of the model
+        except Exception as error:  # it may not know this version of the model
             reason = " ".join(str(error).split())[:200] or type(error).__name__
         else:
-            reason = "" if same_step(found, expected) else "the model computes something else with Liger's kernels"
+            reason = ""
+        self._before = [
+            (vars(owner), name, old.get(name, _NOTHING))
+            for owner, old in zip(owners, before, strict=True)
+            for name, value in vars(owner).items()
+            if value is not old.get(name, _NOTHING)
+        ]
+        reason = reason or self._fault(compute, expected)
         if reason:
             self.undo()
         return reason or None
 
+    def _fault(self, compute: Callable[[], list[Tensor]], expected: list[Tensor]) -> str:
+        try:
+            found = compute()
+        except Exception as error:  # a kernel may not compile
+            return " ".join(str(error).split())[:200] or type(error).__name__
+        return "" if same_step(found, expected) else "the model computes something else with Liger's kernels"
+
     def undo(self) -> None:
         """The model, and the code of Transformers, as before."""
-        for owner, before in (*self._modules.items(), *self._names.items()):
-            now = vars(owner)
-            for name in now.keys() - before.keys():
-                del now[name]
-            now.update((name, value) for name, value in before.items() if now[name] is not value)
-        self._modules, self._names = {}, {}
+        for names, name, value in self._before:
+            if value is _NOTHING:
+                names.pop(name, None)
+            else:
+                names[name] = value
+        self._before = []
 
 
 def _modelling() -> list[str]:

@@ -214,7 +214,7 @@ class StepTrainer(SFTTrainer):
                 self._total_train_tokens = counted
             return result
         scale = self._scale(inputs, num_items_in_batch)
-        recorded = self._recorded(inputs, scale)
+        recorded = self._recorded(inputs, scale, num_items_in_batch)
         if recorded is not None:
             loss, sums = recorded
             self._sums.append(sums)
@@ -225,14 +225,17 @@ class StepTrainer(SFTTrainer):
             self._sums.append(sums)
         return loss * scale
 
-    def _recorded(self, inputs: dict[str, Any], scale: Any) -> Any:
+    def _recorded(self, inputs: dict[str, Any], scale: Any, num_items_in_batch: Any) -> Any:
         if self._graphs is None:
             return None
-        done = self._graphs.step(inputs, scale)
+        # What the Trainer does to the loss before backward, where nobody counted the batch.
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        parts = 1 if counted else self.current_gradient_accumulation_steps
+        done = self._graphs.step(inputs, scale / parts)
         if self._graphs.fault is not None:
             self._say(f"Steps are computed without CUDA graphs: {self._graphs.fault}.")
             self._graphs = None
-        return done
+        return None if done is None else (done[0] * parts, done[1])
 
     def _scale(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         """What the sum over answers is multiplied by."""
