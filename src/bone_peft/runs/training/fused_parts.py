@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from .same_step import same_step
@@ -66,6 +65,13 @@ class FusedParts:
             else:
                 names[name] = value
         self._before = []
+
+
+def apply_liger_kernel(model: Any, which: dict[str, bool]) -> None:
+    """As the trainer of Transformers does when it is asked to."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=getattr(model, "get_base_model", lambda: model)(), **which)
 
 
 def _modelling() -> list[str]:
