@@ -1,5 +1,7 @@
 """Recipes: YAML in and out, refused keys, the shipped ones."""
 
+import importlib
+
 import pytest
 
 from bone_peft import BoneConfig
@@ -85,9 +87,12 @@ def test_metamath_has_the_papers_settings(name, init_weights):
     assert (recipe.fields, recipe.dtype) == (["query", "response"], "bfloat16")
 
 
-def test_an_older_trl_is_said_first(monkeypatch):
-    import trl
-
-    monkeypatch.setattr(trl, "__version__", "0.24.0")
-    with pytest.raises(BoneError, match=r"^Training needs TRL 1\.16 or newer, and 0\.24\.0 is installed: pip install"):
+@pytest.mark.parametrize(
+    "package, name, oldest, installed",
+    [("trl", "TRL", "1.16", "0.24.0"), ("transformers", "Transformers", "5.3", "5.2.0")],
+)
+def test_an_older_trainer_is_said_first(monkeypatch, package, name, oldest, installed):
+    """On Transformers before 5.3 a run would not hear of its numbers."""
+    monkeypatch.setattr(importlib.import_module(package), "__version__", installed)
+    with pytest.raises(BoneError, match=f"^Training needs {name} {oldest} or newer, and {installed} is installed: pip"):
         Recipe(base="b", data="d").checked()

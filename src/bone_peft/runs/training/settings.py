@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from bone_peft.errors import BoneError
 
-_OLDEST_TRL = "1.16"
+_OLDEST = {"TRL": "1.16", "Transformers": "5.3"}  # their trainers have the places that a run goes in at
 
 # Where a run differs from what TRL does when nothing is said.
 DEFAULTS: dict[str, Any] = {
@@ -105,13 +105,16 @@ def adapter_config(given: dict[str, Any]) -> Any:
 
 def _sft_config() -> Any:
     """TRL's class of settings, if TRL is new enough."""
+    import transformers
     import trl
 
-    if Version(trl.__version__) < Version(_OLDEST_TRL):
-        raise BoneError(
-            f"Training needs TRL {_OLDEST_TRL} or newer, and {trl.__version__} is installed: pip install --upgrade "
-            "'bone-peft[train]'."
-        )
+    for package, oldest in _OLDEST.items():
+        installed = {"TRL": trl, "Transformers": transformers}[package].__version__
+        if Version(installed) < Version(oldest):
+            raise BoneError(
+                f"Training needs {package} {oldest} or newer, and {installed} is installed: pip install --upgrade "
+                "'bone-peft[train]'."
+            )
     return trl.SFTConfig
 
 
