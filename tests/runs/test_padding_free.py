@@ -221,7 +221,7 @@ class TestCheckpointing:
             return original(trainer)
 
         monkeypatch.setattr(RunTrainer, "train", lambda self, **_: watched(self))
-        monkeypatch.setattr(checkpointing, "free_bytes", lambda _: free)
+        monkeypatch.setattr(free_memory, "free_bytes", lambda _: free)
         values = recipe(plain_base, rows_file, tmp_path / "run")
         del values.training["gradient_checkpointing"]
         result = train(values, console=Console())
@@ -243,6 +243,7 @@ class TestCompiled:
         compile_layer = nn.Module.compile
         monkeypatch.setattr(nn.Module, "compile", lambda self, **kw: compile_layer(self, backend="aot_eager", **kw))
         monkeypatch.setattr("bone_peft.runs.training.step_trainer.is_fast", lambda *_: True)
+        monkeypatch.setattr("bone_peft.runs.training.step_trainer.StepTrainer._may_record", lambda self: False)
         monkeypatch.setattr(compiled_layers, "pays", lambda *_: True)
 
     def test_the_same_is_learned(self, plain_base, rows_file, tmp_path, plain_compiler, monkeypatch):

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_base
+from bone_peft.runs import free_memory
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import answer_samples, score, stream_answer
 from bone_peft.runs.training import train
@@ -99,11 +100,11 @@ def test_rows_are_scored_as_many_at_once_as_memory_holds(plain_base, tmp_path, m
     monkeypatch.setattr(model, "forward", lambda **kw: batches.append(len(kw["input_ids"])) or forward(**kw))
     module = sys.modules[scoring.__module__]
     one_row = model.config.vocab_size * 12 * 33 + 33 * 33 * 4
-    monkeypatch.setattr(module, "free_bytes", lambda _: one_row / 0.85 + 1)
+    monkeypatch.setattr(free_memory, "free_bytes", lambda _: one_row / 0.85 + 1)
     monkeypatch.setattr(module, "answer_batch", lambda model, tokenizer, prompts, limit: [""] * len(prompts))
     small = score(model, tokenizer, rows)
     assert len(batches) > 1 and sum(batches) == 4 and batches[-1] == 1
     assert small.loss == pytest.approx(whole.loss, rel=1e-5)
-    monkeypatch.setattr(module, "free_bytes", lambda _: one_row / 0.85 - 1)
+    monkeypatch.setattr(free_memory, "free_bytes", lambda _: one_row / 0.85 - 1)
     with pytest.raises(BoneError, match=r"33 tokens long: its score takes 0.0 GiB"):
         score(model, tokenizer, rows)

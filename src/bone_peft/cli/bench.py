@@ -151,7 +151,7 @@ def run(
     only: list[str] = Only,
     r: int = R,
     lora_r: int = typer.Option(33, "--lora-r", min=1, help="Rank of LoRA."),
-    rounds: int = typer.Option(1, min=1, help="How many runs each contestant gets."),
+    rounds: int = Rounds,
     json_file: str = Json,
     chart_file: str = Chart,
 ) -> None:

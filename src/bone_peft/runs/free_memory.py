@@ -6,6 +6,15 @@ from pathlib import Path
 
 import torch
 
+_SHARE = 0.85
+"""Of the free memory that may be taken: the rest is for what nobody can foresee."""
+
+
+def fits(needed: int, device: torch.device) -> bool:
+    """Whether there is room for ``needed`` bytes. Unknown memory is no reason to do without."""
+    free = free_bytes(device)
+    return free is None or needed <= _SHARE * free
+
 
 def free_bytes(device: torch.device) -> int | None:
     """Memory that this process may still take; None if nobody says."""

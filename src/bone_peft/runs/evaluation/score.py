@@ -7,7 +7,7 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
-from ..free_memory import free_bytes
+from ..free_memory import fits
 from .answers import answer_batch
 from .reach import check_length, check_reach
 from .tokens import encode, encode_prompt, expected_text, prompt_text
@@ -15,7 +15,6 @@ from .tokens import encode, encode_prompt, expected_text, prompt_text
 # An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
 # answers that spell the same text with other tokens.
 _SLACK_TOKENS = 8
-_SHARE = 0.85  # of the free memory
 
 
 @dataclass
@@ -99,20 +98,18 @@ def _rows_that_fit(model: Any, lengths: list[int]) -> int:
     Raises:
         BoneError: not even the first.
     """
-    free = free_bytes(model.device)
     words = model.config.get_text_config().vocab_size
     # Logits, and what a softmax makes of them in float32; and which tokens see which.
     needed = [
         row * (words * (model.dtype.itemsize + 8) + length * 4) * length for row, length in enumerate(lengths, start=1)
     ]
-    if free is None:
-        return len(lengths)
-    if needed[0] > _SHARE * free:
+    count = sum(fits(size, model.device) for size in needed)
+    if not count:
         raise BoneError(
-            f"A row is {lengths[0]:,} tokens long: its score takes {needed[0] / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; shorten or drop it."
+            f"A row is {lengths[0]:,} tokens long: its score takes {needed[0] / 2**30:.1f} GiB, which are not free; "
+            "shorten or drop it."
         )
-    return sum(size <= _SHARE * free for size in needed)
+    return count
 
 
 def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[float, int]:

@@ -8,13 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..free_memory import free_bytes
-
 _MEASURED = 256
 """Tokens of the longest row that is tried."""
-
-_SHARE = 0.85
-"""Of the free memory that a step may take: the rest is for what nobody can foresee."""
 
 
 def needed(model: Any, row: list[int], lengths: list[int]) -> int:
@@ -54,9 +49,3 @@ def saved_bytes(model: Any, batch: dict[str, Any]) -> int:
         outputs = model(**batch)
     del outputs
     return sum(kept.values())
-
-
-def fits(needed: int, device: torch.device) -> bool:
-    """Whether a step that keeps ``needed`` bytes for backward fits. Unknown memory is no reason to compute twice."""
-    free = free_bytes(device)
-    return free is None or needed <= _SHARE * free

@@ -16,7 +16,7 @@ _WHICH = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # of ans
 
 
 class FusedParts:
-    """Liger's kernels in a model, until :meth:`undo`. Nothing happens if Liger is not installed or knows it not.
+    """Liger's kernels in a model, until :meth:`undo`.
 
     Args:
         model: as in Transformers, with adapters or without.
@@ -45,6 +45,8 @@ class FusedParts:
             for name, value in vars(owner).items()
             if value is not old.get(name, _NOTHING)
         ]
+        if not self._before and not reason:
+            return "Liger's kernels know no such model"
         reason = reason or self._fault(compute, expected)
         if reason:
             self.undo()

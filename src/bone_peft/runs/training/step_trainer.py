@@ -9,6 +9,7 @@ from trl import SFTTrainer
 
 from bone_peft.errors import BoneError
 
+from ..free_memory import fits
 from . import checkpointing, compiled_layers
 from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
 from .fused_parts import FusedParts
@@ -97,7 +98,7 @@ class StepTrainer(SFTTrainer):
             lengths = lengths[:1] * size
         needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len), lengths)
         needed += logits_bytes(base, min(sum(lengths), self._most_answers(base)))
-        if not checkpointing.fits(needed, self.args.device):
+        if not fits(needed, self.args.device):
             self._checkpoints = True
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -110,8 +111,7 @@ class StepTrainer(SFTTrainer):
         """Whether steps may be CUDA graphs: of one process, all of it on the GPU."""
         args: Any = self.args
         return (
-            args.device.type == "cuda"
-            and is_fast(args.device, self.plain_model.dtype)
+            is_fast(args.device, self.plain_model.dtype)
             and args.world_size == 1
             and self.accelerator.mixed_precision == "no"
             and not (args.torch_compile or args.activation_offloading or args.gradient_checkpointing)
@@ -177,7 +177,7 @@ class StepTrainer(SFTTrainer):
         return super()._get_num_items_in_batch(batch_samples, torch.device("cpu") if self._may_record() else device)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
-        if not self._in_lines or "cu_seq_lens_q" not in inputs:
+        if not self._in_lines:
             return super()._prepare_inputs(inputs)
         device = self.args.device
         return {n: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for n, v in inputs.items()}
