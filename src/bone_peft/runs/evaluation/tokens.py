@@ -3,6 +3,7 @@
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.io.names import brief
 
 
 def encode(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -45,6 +46,6 @@ def _chat(messages: list[dict[str, str]], tokenizer: Any, *, add_generation_prom
             messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
         )
     except Exception as error:  # a template is a program of the base's
-        reason = " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__
+        reason = brief(error).rstrip(" .")
         raise BoneError(f"The base's chat template refuses these messages: {reason}.") from error
     return encoded["input_ids"]

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils._triton import has_triton
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bone_peft.io.names import brief
+
 WORTHWHILE = 1600
 """Steps from which on the compiler's time is won back: 40 s, and 25 ms a step, for a model of 3 B on an H100."""
 
@@ -38,7 +40,7 @@ def compile_layers(model: nn.Module, try_out: Callable[[], object]) -> str | Non
         return "it takes more memory than there is"
     except Exception as error:  # the compiler's errors are of many kinds
         plain_layers(model)
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return brief(error)
     return None
 
 

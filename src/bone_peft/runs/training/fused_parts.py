@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import is_liger_kernel_available
 
+from bone_peft.io.names import brief
+
 from .same_step import same_step
 
 _NOTHING = object()
@@ -36,7 +38,7 @@ class FusedParts:
         try:
             apply_liger_kernel(self._model, _WHICH)
         except Exception as error:  # it may not know this version of the model
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = brief(error)
         else:
             reason = ""
         self._before = [
@@ -56,7 +58,7 @@ class FusedParts:
         try:
             found = compute()
         except Exception as error:  # a kernel may not compile
-            return " ".join(str(error).split())[:200] or type(error).__name__
+            return brief(error)
         return "" if same_step(found, expected) else "the model computes something else with Liger's kernels"
 
     def undo(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bone_peft.io.names import brief
 from bone_peft.method.ops.dispatch import hosts_time_is_free
 
 from .completion_loss import completion_loss
@@ -70,7 +71,7 @@ class GraphedSteps:
             self._give_up("they take more memory than there is")
             return None
         except Exception as error:  # what cannot be recorded fails in the words of whoever does it
-            self._give_up(" ".join(str(error).split())[:200] or type(error).__name__)
+            self._give_up(brief(error))
             return None
         self._take_gradients()
         recorded = self._graphs[shape]

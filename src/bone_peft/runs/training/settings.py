@@ -13,6 +13,7 @@ from typing import Any
 from packaging.version import Version
 
 from bone_peft.errors import BoneError
+from bone_peft.io.names import brief
 
 _OLDEST = {"TRL": "1.16", "Transformers": "5.3"}  # their trainers have the places that a run goes in at
 
@@ -157,8 +158,7 @@ def cannot_train(error: Exception) -> BoneError:
     """What a library says against the settings (or a chat template against the rows), as our sentence."""
     from jinja2 import TemplateError
 
-    reason = " ".join(str(error).split()) or type(error).__name__
-    reason = f"{reason[:400].rstrip(' .')}."
+    reason = f"{brief(error).rstrip(' .')}."
     if isinstance(error, TemplateError):
         return BoneError(f"The base's chat template refuses the rows: {reason}")
     return BoneError(f"These settings cannot be trained with: {reason}")

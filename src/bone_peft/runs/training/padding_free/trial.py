@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bone_peft.io.names import brief
+
 from .collator import RowsInOneLine
 from .row_attention import by_rows
 
@@ -34,7 +36,7 @@ def fault(model: Any, first: list[int], second: list[int], *, own_attention: boo
             line = _line(model, first, second)
             other = _line(model, [token - 1 if token else 1 for token in first], second)
     except Exception as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return brief(error)
     finally:
         model.train(trained)
     tolerance = _ROUNDING.get(alone.dtype, 0.1)
