@@ -39,14 +39,14 @@ def honest(tmp_path_factory):
 def test_absurd_configs(honest, changes):
     file = honest / "config.json"
     before = file.read_text()
-    start = time.monotonic()
+    start = time.process_time()
     try:
         file.write_text(json.dumps(json.loads(before) | changes))
         with pytest.raises(BoneError) as caught:
             load_base(str(honest))
     finally:
         file.write_text(before)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -68,10 +68,10 @@ def test_layer_types_of_a_million_layers(model_type, monkeypatch):
     settings = json.loads(AutoConfig.for_model(model_type).to_json_string(use_diff=False))
     inner = settings.get("text_config") or settings
     inner["num_hidden_layers"] = 2**31
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BoneError):
         load_config(settings, "config.json", "CAUSAL_LM", 10_000)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"])
@@ -101,7 +101,7 @@ def test_texts_of_millions_of_characters(honest, tmp_path):
         ["eval", "--base", honest, "--data", row, "--fields", "query", "response"],
         ["generate", "--base", honest, "x" * 10**6],
     ):
-        start = time.monotonic()
+        start = time.process_time()
         done = bone(*words)
         assert done.exit_code == 2 and "made for 128 tokens" in done.stderr
-        assert time.monotonic() - start < 10
+        assert time.process_time() - start < 10

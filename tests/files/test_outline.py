@@ -93,10 +93,10 @@ def test_large_numbers_that_build_nothing(tmp_path, changes):
 @pytest.mark.parametrize("model,field", [(llama, "num_hidden_layers"), (gpt2, "n_layer"), (lfm2, "num_hidden_layers")])
 def test_more_layers_than_the_weights_have(tmp_path, model, field, count):
     base = save(model(), tmp_path / "base", **{field: count})
-    before, start = peak(), time.monotonic()
+    before, start = peak(), time.process_time()
     with pytest.raises(BoneError) as caught:
         _ = open_checkpoint(str(base)).tensors
-    assert time.monotonic() - start < 30 and peak() - before < 512 * 2**20
+    assert time.process_time() - start < 30 and peak() - before < 512 * 2**20
     assert str(base) in str(caught.value) and "\n" not in str(caught.value)
     if count > 2**20:
         assert f"{field}={count}" in str(caught.value)
@@ -126,12 +126,12 @@ def test_lists_of_a_config_itself(model_type, field):
     """Most configs make lists of so many entries; experts may be one tensor however many there are."""
     settings = json.loads(AutoConfig.for_model(model_type).to_json_string(use_diff=False)) | {field: 2**31}
     settings = {name: value for name, value in settings.items() if not isinstance(value, list)}
-    before, start = peak(), time.monotonic()
+    before, start = peak(), time.process_time()
     try:
         outline(load_config(settings, "config.json", "CAUSAL_LM", 10_000), "CAUSAL_LM", 10_000)
     except BoneError as error:
         assert "\n" not in str(error)
-    assert time.monotonic() - start < 60 and peak() - before < 512 * 2**20
+    assert time.process_time() - start < 60 and peak() - before < 512 * 2**20
 
 
 def test_loops_in_lists_of_a_config(monkeypatch):
@@ -202,7 +202,7 @@ class TestBounded:
     def test_lists_that_grow(self, monkeypatch):
         monkeypatch.setattr(bounded, "BYTES", 64 * 2**20)
         before = peak()
-        # Above what this process ever held.
-        held = bytearray(max(0, before - 2**20))
-        self.refused(lambda: [[i] for i in range(10**10)], "64 MiB")
+        # Above what this process ever held. Written, as zeros are not held until then.
+        held = b"1" * max(0, before - 2**20)
+        self.refused(lambda: [[i] for i in range(10**10)], "64 MiB", seconds=60)
         assert peak() - before < len(held) + 512 * 2**20

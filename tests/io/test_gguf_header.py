@@ -55,12 +55,12 @@ HOSTILE = {
 def test_what_is_not_there(tmp_path, data):
     file = tmp_path / "base.gguf"
     file.write_bytes(data)
-    start = time.monotonic()
+    start = time.process_time()
     for read in (check_gguf, lambda path: open_checkpoint(str(path)).tensors, lambda path: load_base(str(path))):
         with pytest.raises(BoneError) as caught:
             read(file)
         assert str(file) in str(caught.value) and "\n" not in str(caught.value)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_an_honest_file(tmp_path):
@@ -78,10 +78,10 @@ def test_a_model_that_its_tensors_are_not(tmp_path, monkeypatch, field, size):
     honest = getattr(GGUFWriter, field)
     monkeypatch.setattr(GGUFWriter, field, lambda writer, _: honest(writer, size))
     write_gguf(tmp_path / "base.gguf")
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BoneError, match=r"base\.gguf"):
         load_base(str(tmp_path / "base.gguf"))
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_the_other_byte_order(tmp_path):

@@ -41,10 +41,10 @@ HOSTILE = {
 def test_hostile_recipes(tmp_path, text):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BoneError) as caught:
         Recipe.load(file)
-    assert time.monotonic() - start < 8
+    assert time.process_time() - start < 8
     assert str(file) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 1000
     with pytest.raises(BoneError):
         parse_value(text)
