@@ -40,6 +40,15 @@ def calls(dtype):
     yield "bat_input_backward", (x, s, x, bat_input, True)
     yield "bat_input_backward", (x, s, None, bat_input, True)
     yield "bat_input_backward", (x, s, x, bat_input, False)
+    ends = torch.tensor([2, 2, 6], dtype=torch.int32, device=DEVICE)
+    x, y, weight, bat = tensor(6, 32), tensor(6, 48), tensor(3, 48, 32), tensor(3, 3, 16, 16, dtype=dtype)
+    yield "grouped_product", (x, tensor(3, 32, 48), ends)
+    yield "grouped_outer", (x, y, ends, dtype)
+    yield "grouped_block_product", (x, tensor(3, 2, 16, 16), ends)
+    yield "grouped_block_outer", (x, tensor(6, 32), ends, 2, dtype)
+    yield "grouped_bat_weight", (weight, bat)
+    yield "grouped_bat_backward", (weight, bat, tensor(3, 48, 32), True)
+    yield "grouped_bat_backward", (weight, bat, tensor(3, 48, 32), False)
 
 
 @pytest.mark.parametrize("dtype", [HALF, torch.float32])

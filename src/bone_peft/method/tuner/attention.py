@@ -15,7 +15,8 @@ class InProjection(nn.Linear):
 
     def __init__(self, weight: Any) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        self.weight = weight
+        # Not as an attribute: PEFT loads adapters while whatever is registered goes to the meta device.
+        self._parameters["weight"] = weight
 
 
 class _WithLayer(nn.MultiheadAttention):

@@ -38,6 +38,10 @@ class BoneConfig(PeftConfig):
         bottleneck_dropout: as ``bone_dropout``, for the bottleneck. Default 0.
         target_modules: names, name endings, a regular expression, or ``"all-linear"``. Left out, it follows the
             model's architecture, as for LoRA.
+            The names of a dense MLP (``gate_proj``, ``up_proj``, ``down_proj``) mean its experts too.
+        target_parameters: names or name endings of parameters: of experts (``"experts.gate_up_proj"``), or a linear
+            layer's ``"q_proj.weight"``. With it, ``target_modules`` may be left out.
+        experts: ``"each"`` (default): an adapter for each expert; ``"shared"``: one for all experts of a layer.
         exclude_modules: names, name endings or a regular expression of modules to leave alone.
         rank_pattern: another ``r`` (for Bottleneck: another ``bottleneck_size``) by module name or regular expression.
         bias: ``"none"``, ``"all"`` or ``"bone_only"``: which bias vectors are trained.
@@ -67,6 +71,12 @@ class BoneConfig(PeftConfig):
     bottleneck_dropout: float | None = field(default=None, metadata={"help": "Dropout on the bottleneck's input."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, a regular expression or 'all-linear'."}
+    )
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Names of parameters, such as 'experts.gate_up_proj'."}
+    )
+    experts: Literal["each", "shared"] = field(
+        default="each", metadata={"help": "'each': an adapter for each expert. 'shared': one for all of a layer."}
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names or a regular expression of modules to leave alone."}
@@ -118,6 +128,7 @@ class BoneConfig(PeftConfig):
     def _check_choices(self) -> None:
         _one_of("init_weights", self.init_weights, (True, False, "bat"))
         _one_of("share", self.share, (None, "output", "input"))
+        _one_of("experts", self.experts, ("each", "shared"))
         _one_of("bias", self.bias, _BIAS)
         for name in ("layers_to_transform", "layers_pattern"):
             if isinstance(self.target_modules, str) and getattr(self, name) is not None:

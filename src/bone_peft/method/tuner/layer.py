@@ -49,7 +49,7 @@ class BoneLayer(TunerLayer):
     shares_weight = False
     """Whether other modules have the base layer's weight too, as tied embeddings have. Said by the model."""
 
-    other_param_names = ("bone_r", "bone_variant", "bone_scaling", "bone_dropout")
+    other_param_names: tuple[str, ...] = ("bone_r", "bone_variant", "bone_scaling", "bone_dropout")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -102,7 +102,7 @@ class BoneLayer(TunerLayer):
             options = {key: value for key, value in kwargs.items() if key in CONFIG_FIELDS}
             config = BoneConfig(r=r, init_weights=init_weights, **options)
         variant = config.variant
-        refusal = variant.refusal(self.in_features, self.out_features, r)
+        refusal = self._refusal(variant, r)
         if refusal:
             raise BoneError(refusal)
         if variant.reads_weight:
@@ -120,11 +120,25 @@ class BoneLayer(TunerLayer):
         self.bone_scaling[adapter_name] = 1.0
         if probability > 0:
             self.bone_dropout[adapter_name] = nn.Dropout(probability)
-        for name, shape in variant.shapes(self.in_features, self.out_features, r).items():
+        for name, shape in self._shapes(adapter_name, variant, r).items():
             getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape))
-        variant.initialize(self._parameters_of(adapter_name), config.init_weights)
+        self._initialize(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _refusal(self, variant: type[Variant], r: int) -> str | None:
+        return variant.refusal(self.in_features, self.out_features, r)
+
+    def _shapes(self, adapter_name: str, variant: type[Variant], r: int) -> dict[str, tuple[int, ...]]:
+        return variant.shapes(self.in_features, self.out_features, r)
+
+    def _initialize(self, adapter_name: str, init_weights: bool | str) -> None:
+        self.bone_variant[adapter_name].initialize(self._parameters_of(adapter_name), init_weights)
+
+    def combined(self, adapter_names: Sequence[str], weights: Sequence[float]) -> Params:
+        """The tensors of the adapter whose ``dW`` is ``sum_k weights[k] * dW_k``, scales included."""
+        params = [self._scaled(name) for name in adapter_names]
+        return self.bone_variant[adapter_names[0]].combined(params, weights)
 
     @property
     def sums_blocks(self) -> bool:
@@ -218,7 +232,7 @@ class BoneLayer(TunerLayer):
             ``(out, in)`` (``(in, out)`` for ``Conv1D``), in at least float32.
         """
         weight = self._base_weight() if orig_weight is None else (orig_weight.T if self.fan_in_fan_out else orig_weight)
-        weight = weight.to(_merge_dtype(weight.dtype))
+        weight = weight.to(merge_dtype(weight.dtype))
         params = {key: tensor.to(weight.dtype) for key, tensor in self._scaled(adapter).items()}
         delta = self.bone_variant[adapter].delta_weight(params, weight)
         return delta.T if self.fan_in_fan_out else delta
@@ -323,7 +337,7 @@ class BoneLayer(TunerLayer):
         if self._unmerged_base is not None and self.quantization_backend is None:
             stored = self._unmerged_base.weight
             weight = stored.T if self.fan_in_fan_out else stored
-        dtype = _merge_dtype(weight.dtype)
+        dtype = merge_dtype(weight.dtype)
         frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, read_bias=lambda: None)
         merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
         return merged.T.contiguous() if self.fan_in_fan_out else merged
@@ -412,6 +426,6 @@ class BoneLinear(nn.Module, BoneLayer):
         return "bone." + super().__repr__()
 
 
-def _merge_dtype(dtype: torch.dtype) -> torch.dtype:
+def merge_dtype(dtype: torch.dtype) -> torch.dtype:
     """At least float32."""
     return torch.promote_types(dtype, torch.float32)

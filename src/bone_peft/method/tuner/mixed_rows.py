@@ -50,6 +50,25 @@ def in_turns(x: Tensor, row_adapters: Sequence[str], run: Callable[[str, Tensor]
     return torch.cat(parts)[torch.argsort(torch.cat(list(places.values())))]
 
 
+def chosen(own: Tensor, row_adapters: Sequence[str], run: Callable[[str], Tensor]) -> Tensor:
+    """``run(name)`` for each name, and from each result what is its own.
+
+    Args:
+        own: ``(n,)``, the row of the batch that each place of a result is of.
+        row_adapters: a name for each row.
+        run: gives ``(n, out)``.
+
+    Returns:
+        ``(n, out)``.
+    """
+    names = list(dict.fromkeys(row_adapters))
+    y = run(names[0])
+    for name in names[1:]:
+        here = torch.tensor([other == name for other in row_adapters], device=own.device)[own]
+        y = torch.where(here[:, None], run(name), y)
+    return y
+
+
 def add(y: Tensor, x: Tensor, row_adapters: Sequence[str], adapters: Adapters) -> Tensor:
     """``y`` plus what each row's adapter adds.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists, onload_layer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from ..compat.state_dicts import trained_biases
 from ..compat.tuner_base import Tuner
 from . import attention
 from .config import BoneConfig
+from .experts import interface
+from .experts.experts_layer import BoneExperts
+from .experts.fused import FusedLinear, check_dtype
+from .experts.named import is_parameter, named_by_part
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
@@ -50,7 +54,7 @@ class BoneModel(Tuner):
 
     prefix = "bone_"
     tuner_layer_cls = BoneLayer
-    _skipped: dict[str, str] | None = None
+    _skipped: dict[str, str]
     target_module_mapping: dict[str, Any] = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 
     add_weighted_adapter = add_weighted_adapter
@@ -121,7 +125,7 @@ class BoneModel(Tuner):
 
     def _tell_skipped(self, config: Any) -> None:
         """Warn of the layers that were passed by, and keep them out of the config that is saved."""
-        skipped, self._skipped = self._skipped, None
+        skipped, self._skipped = self._skipped, {}
         if not skipped:
             return
         self.targeted_module_names = [name for name in self.targeted_module_names if name not in skipped]
@@ -178,11 +182,12 @@ class BoneModel(Tuner):
             del self.peft_config[adapter_name]
             raise BoneError(f"An adapter cannot be called {adapter_name!r}: choose another name, without dots.")
         config = self.peft_config[adapter_name] = converted(self.peft_config[adapter_name], BoneConfig)
-        chosen_for_the_user = config.target_modules is None or config.target_modules == "all-linear"
-        self._skipped = {} if chosen_for_the_user else None
+        self._chosen_for_the_user = config.target_modules is None or config.target_modules == "all-linear"
+        self._skipped = {}
         try:
             check_patterns(vars(config), (name for name, _ in model.named_modules()))
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with _experts_as_layers(model):
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._tell_skipped(self.peft_config[adapter_name])
         except Exception:
             _take_out(model, adapter_name)
@@ -191,11 +196,38 @@ class BoneModel(Tuner):
         mark_shared(model)
         watch_first_run(model)
 
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        if peft_config.target_modules is None and peft_config.target_parameters:
+            return peft_config
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        found = check_target_module_exists(peft_config, key)
+        if found or not isinstance(found, (bool, type(None))):
+            return found
+        if is_parameter(f"{key}.weight", peft_config.target_parameters or ()):
+            return True
+        projection = _projection(self.model, key)
+        if projection is None:
+            return found
+        if is_parameter(key, peft_config.target_parameters or ()):
+            return True
+        named = named_by_part(key, projection.parts, lambda name: check_target_module_exists(peft_config, name))
+        if named and len(named) < len(projection.parts):
+            self._skipped[key] = f"is {' and '.join(projection.parts)} in one, and only {named[0]} is named"
+        return len(named) == len(projection.parts)
+
+    def _inject_parameters(self, peft_config: Any, model: Any, *args: Any, **kwargs: Any) -> list[str]:
+        """PEFT's way to parameters. Here they are layers, and adapted by now: say which."""
+        names = [name for name, module in model.named_modules() if isinstance(module, BoneLayer)]
+        wanted = peft_config.target_parameters
+        return [name for name in names if is_parameter(name, wanted) or is_parameter(f"{name}.weight", wanted)]
+
     def _create_and_replace(self, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         try:
             self._adapt(peft_config, adapter_name, *args, **kwargs)
         except BoneError as error:
-            if self._skipped is None:
+            if not self._chosen_for_the_user:
                 raise
             self._skipped[kwargs["current_key"]] = str(error)
 
@@ -209,8 +241,7 @@ class BoneModel(Tuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        pattern = pattern_key(peft_config.rank_pattern, current_key)
-        r = peft_config.layer_size(peft_config.rank_pattern.get(pattern))
+        r = peft_config.layer_size(self._ranked(peft_config.rank_pattern, current_key))
         if attention.has_in_projection(target):
             adapt = partial(self._adapt, peft_config, adapter_name, parent=target)
             for name, layer in attention.projections(target).items():
@@ -220,9 +251,19 @@ class BoneModel(Tuner):
             with _naming(current_key):
                 target.update_layer(adapter_name, r, config=peft_config)
             return
-        refusal = why_not(target) or why_not_in(self.model, current_key) or trained_whole(peft_config, current_key)
+        is_fused = isinstance(target, FusedLinear)
+        refusal = None if is_fused else why_not(target) or why_not_in(self.model, current_key)
+        refusal = refusal or trained_whole(peft_config, current_key)
         if refusal is not None:
             raise BoneError(f"{current_key} {refusal}.")
+        if isinstance(target, FusedLinear):
+            check_dtype(current_key, target.weight)
+            with _naming(current_key):
+                experts = BoneExperts(target, adapter_name, r, config=peft_config)
+            if adapter_name not in self.active_adapters:
+                experts.requires_grad_(False)
+            self._replace_module(parent, target_name, experts, target)
+            return
         with _naming(current_key):
             use = use_of(parent, target_name)
             if not use.learns:
@@ -235,11 +276,27 @@ class BoneModel(Tuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _ranked(self, rank_pattern: dict[str, int], key: str) -> int | None:
+        """What ``rank_pattern`` has for the layer ``key``, or for each part of it."""
+        found = rank_pattern.get(pattern_key(rank_pattern, key))
+        projection = None if found is not None or not rank_pattern else _projection(self.model, key)
+        if projection is None:
+            return found
+        container = key.rpartition(".")[0]
+        sizes = {part: rank_pattern.get(pattern_key(rank_pattern, f"{container}.{part}")) for part in projection.parts}
+        if len(set(sizes.values())) > 1:
+            named = ", ".join(f"{part} {size}" for part, size in sizes.items())
+            raise BoneError(f"{key} has one r, and rank_pattern has for its parts: {named}. Give them the same.")
+        return next(iter(sizes.values()))
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, BoneLayer):
             super()._replace_module(parent, child_name, new_module, child)
         elif isinstance(new_module, attention.InProjection):
             attention.put_back(parent, new_module)
+        elif isinstance(new_module, FusedLinear):
+            setattr(parent, child_name, new_module)
+            _fold(parent)
         else:
             # What is put back has all its parts; PEFT would ask it for a weight, and a head may have none.
             setattr(parent, child_name, new_module)
@@ -315,6 +372,8 @@ def _repeats(model: Any, options: dict[str, Any]) -> set[int]:
 def _pass_adapter_names(
     module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str], repeats: set[int]
 ) -> tuple[Any, Any]:
+    if isinstance(module, BoneExperts):
+        return args, {**kwargs, "adapter_names": names}
     x = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
     # An encoder runs before the rows are repeated.
     times = len(x) // len(names) if len(x) in {len(names) * times for times in repeats} else 1
@@ -328,6 +387,39 @@ def _naming(key: str) -> Iterator[None]:
         yield
     except BoneError as error:
         raise BoneError(f"{key}: {str(error).rstrip('.')}.") from None
+
+
+@contextmanager
+def _experts_as_layers(model: nn.Module) -> Iterator[None]:
+    """While PEFT looks for targets, parameters of experts are layers. Those that get no adapter do not stay so."""
+    for module in model.modules():
+        if not interface.is_unfolded(module) and interface.takes(module):
+            interface.unfold(module)
+    try:
+        yield
+    finally:
+        for module in list(model.modules()):
+            _fold(module)
+
+
+def _fold(module: nn.Module) -> None:
+    """Make the parameters of experts parameters again, once none of them has an adapter."""
+    if interface.is_unfolded(module) and not any(map(_is_adapted, interface.layers(module).values())):
+        interface.fold(module)
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return isinstance(module, BoneLayer)
+
+
+def _projection(model: nn.Module, key: str) -> FusedLinear | None:
+    """The projection of experts that is called ``key``, under its adapters."""
+    try:
+        module: Any = model.get_submodule(key)
+    except AttributeError:
+        return None
+    layer = module.get_base_layer() if isinstance(module, BoneLayer) else module
+    return layer if isinstance(layer, FusedLinear) else None
 
 
 def _or_none(get: Any) -> Any:
@@ -348,5 +440,8 @@ def _take_out(model: nn.Module, adapter_name: str) -> None:
             parent, _, name = _get_submodules(model, key)
             if isinstance(layer.base_layer, attention.InProjection):
                 attention.put_back(parent, layer.base_layer)
+            elif isinstance(layer.base_layer, FusedLinear):
+                setattr(parent, name, layer.base_layer)
+                _fold(parent)
             else:
                 setattr(parent, name, layer.base_layer)

@@ -44,9 +44,8 @@ def add_weighted_adapter(
     model.set_requires_grad(adapter_name, requires_grad=False)
     for layer in model.model.modules():
         if isinstance(layer, BoneLayer) and adapter_name in layer.bone_variant:
-            params = [layer._scaled(name) for name in adapters]
             with torch.no_grad():
-                combined = layer.bone_variant[adapter_name].combined(params, weights)
+                combined = layer.combined(adapters, weights)
             for name, tensor in combined.items():
                 getattr(layer, name)[adapter_name].data = tensor
 

@@ -11,9 +11,19 @@ from pkgutil import iter_modules
 from typing import Any
 
 from .additive import Additive
-from .variant import Below, Dropout, Params, Variant
+from .variant import Below, BelowExperts, Dropout, Params, Variant
 
-__all__ = ["VARIANTS", "Additive", "Below", "Dropout", "Params", "Variant", "parameter_names", "variant_of"]
+__all__ = [
+    "VARIANTS",
+    "Additive",
+    "Below",
+    "BelowExperts",
+    "Dropout",
+    "Params",
+    "Variant",
+    "parameter_names",
+    "variant_of",
+]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -6,7 +6,8 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from .variant import Below, Dropout, Params, Variant
+from ..ops.routing import Routing
+from .variant import Below, BelowExperts, Dropout, Params, Variant
 
 
 class Additive(Variant):
@@ -23,3 +24,15 @@ class Additive(Variant):
     @classmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
         return below.output(x) + cls.addition(dropout(x) if dropout else x, params)
+
+    @classmethod
+    @abstractmethod
+    def addition_by_expert(cls, x: Tensor, params: Params, routing: Routing) -> Tensor:
+        """``dW_e x (rows, out)`` for ``x (tokens, in)``."""
+
+    @classmethod
+    def forward_by_expert(
+        cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
+    ) -> Tensor:
+        added = cls.addition_by_expert(dropout(x) if dropout else x, params, routing)
+        return below.output(x, routing) + added

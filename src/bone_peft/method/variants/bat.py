@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.bat_layer import bat_layer
-from .variant import Below, Dropout, Params, Variant
+from ..ops.routing import Routing
+from .variant import Below, BelowExperts, Dropout, Params, Variant
 
 
 class BatBase(Variant):
@@ -74,3 +75,22 @@ class Bat(BatBase):
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:
         return None if dropout else bat_layer(x, params["bone_block"], below)
+
+    @classmethod
+    def forward_by_expert(
+        cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
+    ) -> Tensor:
+        weight, block = below.weight(x.dtype), params["bone_block"]
+        if block.ndim == 3:
+            block = block.expand(len(weight), *block.shape)
+        if below.frozen and not dropout:
+            y = routing.of_rows.bat(routing.rows(x), weight, block)
+        else:
+            # All experts together are one weight with more block rows.
+            flat = {"bone_block": block.to(x.dtype).flatten(0, 1)}
+            delta = cls.delta_weight(flat, weight.flatten(0, 1)).view(weight.shape)
+            if dropout:
+                return below.output(x, routing) + routing.products(dropout(x), delta.mT)
+            y = routing.products(x, (weight + delta).mT)
+        biases = below.biases(routing)
+        return y if biases is None else y + biases

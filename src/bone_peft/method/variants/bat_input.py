@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..ops.bat_input_layer import bat_input_layer
+from ..ops.routing import Routing
 from .bat import BatBase
-from .variant import Below, Dropout, Params, Variant
+from .variant import Below, BelowExperts, Dropout, Params, Variant
 
 
 def block_product(x: Tensor, block: Tensor) -> Tensor:
@@ -73,3 +74,18 @@ class BatInput(BatBase):
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor | None:
         return None if dropout else bat_input_layer(x, params["bone_block"], below)
+
+    @classmethod
+    def forward_by_expert(
+        cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
+    ) -> Tensor:
+        block = params["bone_block"]
+        if block.ndim == 4:
+            x, routing = routing.rows(x), routing.of_rows
+            u = routing.block_product(dropout(x) if dropout else x, block)
+        else:
+            u = block_product(dropout(x) if dropout else x, block.to(x.dtype))
+        y = below.output(x + u, routing)
+        n, r, _ = block.shape[-3:]
+        v = routing.rows(u.reshape(-1, n, r).sum(-2)).to(y.dtype)
+        return (y.reshape(y.shape[0], -1, r) + v[:, None, :]).reshape(y.shape)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.bone_layer import bone_layer
+from ..ops.routing import Routing
 from .additive import Additive
 from .variant import Below, Dropout, Params
 
@@ -77,6 +78,12 @@ class Bone(Additive):
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         block = params["bone_block"]
         return block_sum(x, block.shape[-2]) @ block
+
+    @classmethod
+    def addition_by_expert(cls, x: Tensor, params: Params, routing: Routing) -> Tensor:
+        # The sum of a token is the same for all experts that it goes to.
+        block = params["bone_block"]
+        return routing.products(block_sum(x, block.shape[-2]), block)
 
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.routing import Routing
 from .additive import Additive
 from .variant import Params
 
@@ -84,6 +85,10 @@ class Bottleneck(Additive):
     @classmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         return x @ params["bone_down"].mT @ params["bone_up"].mT
+
+    @classmethod
+    def addition_by_expert(cls, x: Tensor, params: Params, routing: Routing) -> Tensor:
+        return routing.products(x, params["bone_down"].mT, params["bone_up"].mT)
 
     @classmethod
     def lora_factors(cls, params: Params, in_features: int) -> tuple[Tensor, Tensor]:

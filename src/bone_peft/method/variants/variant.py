@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ..ops.routing import Routing
+
 Params = Mapping[str, Tensor]
 """The trainable tensors of one adapter in one layer, by name."""
 
@@ -44,6 +46,29 @@ class Below(Protocol):
 
     def linear(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """``W`` and ``bias``, if ``output`` is no more than ``F.linear`` with them in the dtype of ``x``."""
+        ...
+
+
+class BelowExperts(Protocol):
+    """The same for a layer of experts, each with a weight of its own.
+
+    Attributes:
+        frozen: whether nothing in it is trained.
+    """
+
+    @property
+    def frozen(self) -> bool: ...
+
+    def output(self, x: Tensor, routing: Routing) -> Tensor:
+        """``x (tokens, in)`` to ``W_e x + bias_e (rows, out)``."""
+        ...
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """``W (experts, out, in)`` in ``dtype``."""
+        ...
+
+    def biases(self, routing: Routing) -> Tensor | None:
+        """``(rows, out)``, the bias of each row's expert, if they have one."""
         ...
 
 
@@ -148,6 +173,25 @@ class Variant(ABC):
         ``params`` are in the dtype that they are kept in.
         """
         return None
+
+    @classmethod
+    @abstractmethod
+    def forward_by_expert(
+        cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
+    ) -> Tensor:
+        """The output of an adapted layer of experts.
+
+        Args:
+            x: ``(tokens, in)``.
+            params: the trainable tensors, in the dtype that they are kept in; with one more dimension in front, of the
+                experts, unless all experts have one adapter.
+            below: the frozen layer.
+            dropout: ``None`` if there is nothing to drop.
+            routing: which tokens go to which experts.
+
+        Returns:
+            ``(rows, out)``.
+        """
 
     @classmethod
     def lora_factors(cls, params: Params, in_features: int) -> tuple[Tensor, Tensor] | None:
