@@ -1,4 +1,4 @@
-"""The bare model: what it computes, and which of its linear layers it uses."""
+"""The bare model: what it computes, and which of its linear layers and stacks of matrices it uses."""
 
 from __future__ import annotations
 
@@ -18,22 +18,38 @@ _NOT_COMPUTED = ("past_key_values", "encoder_last_hidden_state")
 
 @dataclass
 class Usage:
-    """Names of linear layers.
+    """Names of linear layers, and of parameters that are stacks of matrices, such as a layer's experts.
 
     Attributes:
-        all: all of them.
-        called: those that the model calls.
+        weights: the parameter of each of them.
+        called: the layers that the model calls.
         used: those on whose weight the output depends, called or not.
     """
 
-    all: set[str]
+    weights: dict[str, str]
     called: set[str]
     used: set[str]
 
+    @property
+    def all(self) -> set[str]:
+        return set(self.weights)
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that ``target_modules="all-linear"`` means."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    @property
+    def stacks(self) -> set[str]:
+        return {name for name, weight in self.weights.items() if name == weight}
+
+
+def matrices(model: nn.Module) -> dict[str, str]:
+    """What ``target_modules="all-linear"`` means, or says that it leaves out, and the parameter of each."""
+    linear = {n: f"{n}.weight" for n, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    stacks = {
+        f"{name}.{key}": f"{name}.{key}"
+        for name, module in model.named_modules()
+        if name and not isinstance(module, (nn.modules.conv._ConvNd, nn.Embedding))
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape) > 1
+    }
+    return linear | stacks
 
 
 def run(model: Callable[..., Any], inputs: Inputs) -> Tensor:
@@ -60,14 +76,18 @@ def loss_of(output: Tensor) -> Tensor:
 def usage_of(model: nn.Module, inputs: Inputs) -> Usage:
     """Find out by running it, forward and backward."""
     model = copy.deepcopy(model).requires_grad_(True)
-    layers = linear_layers(model)
+    weights = matrices(model)
     called: set[str] = set()
-    for name, layer in layers.items():
-        layer.weight = nn.Parameter(layer.weight.detach().clone())  # It may be another layer's as well.
-        layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    own: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        module_name, _, key = weight.rpartition(".")
+        module = model.get_submodule(module_name)
+        own[name] = nn.Parameter(getattr(module, key).detach().clone())  # It may be another layer's as well.
+        setattr(module, key, own[name])
+        if name != weight:
+            module.register_forward_hook(lambda *_, name=name: called.add(name))
     loss_of(run(model, inputs)).backward()
-    used = {name for name, layer in layers.items() if layer.weight.grad is not None and layer.weight.grad.any()}
-    return Usage(set(layers), called, used)
+    return Usage(weights, called, {name for name, w in own.items() if w.grad is not None and w.grad.any()})
 
 
 def apart(a: Tensor, b: Tensor) -> float:

@@ -54,9 +54,9 @@ def no_layer_is_left_out_silently(tried: Adapted) -> Findings:
 
 
 def skipped(tried: Adapted) -> set[str]:
-    """The names of the layers that were left out, as the config has them."""
-    names = tried.model.peft_config["default"].exclude_modules or ()
-    return set(names) & tried.usage.all
+    """The names of the layers that were left out, as the config has them, and of parameters, as a warning has them."""
+    names = set(tried.model.peft_config["default"].exclude_modules or ()) & tried.usage.all
+    return names | {name for name in tried.usage.stacks - set(tried.layers) if reason(tried, name) is not None}
 
 
 def reason(tried: Adapted, name: str) -> str | None:
@@ -124,7 +124,7 @@ def the_gradient_is_that_of_the_weight(tried: Adapted) -> Findings:
 
 def _gradients_of_the_weights(tried: Adapted) -> dict[str, list[torch.Tensor]]:
     weights = {
-        f"{name}.weight": layer.get_base_layer().weight.detach() + layer.get_delta_weight("default")
+        tried.usage.weights[name]: layer.get_base_layer().weight.detach() + layer.get_delta_weight("default")
         for name, layer in tried.layers.items()
     }
     base = copy.deepcopy(tried.base).requires_grad_(False)

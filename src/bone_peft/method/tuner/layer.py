@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -40,6 +40,7 @@ class BoneLayer(TunerLayer):
 
     adapter_layer_names = parameter_names()
     training: bool  # of the module that this is mixed into
+    modules: Callable[[], Iterator[nn.Module]]  # likewise
     in_features: int
     out_features: int
 

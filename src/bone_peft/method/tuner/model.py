@@ -25,6 +25,7 @@ from .config import BoneConfig
 from .experts import interface
 from .experts.experts_layer import BoneExperts
 from .experts.fused import FusedLinear, check_dtype
+from .experts.left_out import left_out
 from .experts.named import is_parameter, named_by_part
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
@@ -55,6 +56,7 @@ class BoneModel(Tuner):
     prefix = "bone_"
     tuner_layer_cls = BoneLayer
     _skipped: dict[str, str]
+    _passed_by: dict[str, str]
     target_module_mapping: dict[str, Any] = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 
     add_weighted_adapter = add_weighted_adapter
@@ -126,12 +128,14 @@ class BoneModel(Tuner):
     def _tell_skipped(self, config: Any) -> None:
         """Warn of the layers that were passed by, and keep them out of the config that is saved."""
         skipped, self._skipped = self._skipped, {}
+        if skipped:
+            self.targeted_module_names = [name for name in self.targeted_module_names if name not in skipped]
+            if not self.targeted_module_names:
+                raise BoneError(f"No layer of this model can be adapted so: {next(iter(skipped.values()))}")
+            config.exclude_modules = also_excluded(config.exclude_modules, skipped)
+        skipped |= self._passed_by
         if not skipped:
             return
-        self.targeted_module_names = [name for name in self.targeted_module_names if name not in skipped]
-        if not self.targeted_module_names:
-            raise BoneError(f"No layer of this model can be adapted so: {next(iter(skipped.values()))}")
-        config.exclude_modules = also_excluded(config.exclude_modules, skipped)
         reasons: dict[str, dict[str, None]] = {}
         for name, error in skipped.items():
             # Layers that differ in a number only are named once.
@@ -186,6 +190,11 @@ class BoneModel(Tuner):
         self._skipped = {}
         try:
             check_patterns(vars(config), (name for name, _ in model.named_modules()))
+            self._passed_by = {
+                name: why
+                for name, why in left_out(model).items()
+                if config.target_modules == "all-linear" or self._check_target_module_exists(config, name)
+            }
             with _experts_as_layers(model):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._tell_skipped(self.peft_config[adapter_name])
