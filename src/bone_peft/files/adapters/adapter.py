@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,11 @@ from torch import Tensor
 from bone_peft.errors import BoneError
 from bone_peft.io.names import shown
 from bone_peft.method import BoneConfig
-from bone_peft.method.variants import Params, Variant
+from bone_peft.method.tuner.experts import separate
+from bone_peft.method.variants import Params, Variant, experts_of, of_expert
 
-ShapeOf = Callable[[str], tuple[int, int]]
-"""``(out, in)`` of the weight of a module, by name. Raises BoneError if there is no such module."""
+ShapeOf = Callable[[str], tuple[int, ...]]
+"""``(out, in)`` of the weight of a module, by name, or ``(experts, out, in)``. Raises BoneError if there is none."""
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,7 +48,7 @@ class Adapter:
 
     def r(self, module: str) -> int:
         """Block size of a module, or the width of its bottleneck."""
-        return self.variant.sides(self.layers[module])[2]
+        return self.variant.sides(of_expert(self.variant, self.layers[module], 0))[2]
 
     def rounded(self, dtype: str) -> Adapter:
         """With every tensor in ``dtype``, such as ``"bfloat16"``.
@@ -66,6 +68,10 @@ class Adapter:
             if not torch.isfinite(tensor).all():
                 raise BoneError(f"{shown(name)} is beyond what {dtype} holds: choose bfloat16 or float32.")
         return rounded
+
+    def joined(self, model: Any) -> Adapter:
+        """With adapters of separate experts as those of the fused parameters that ``model``, an outline, has."""
+        return replace(self, layers=separate.joined(model, self.variant, self.layers))
 
     def is_untrained(self) -> bool:
         """Whether every ``dW`` is zero, as before the first step."""
@@ -106,13 +112,15 @@ class Adapter:
     def check_fits(self, shape_of: ShapeOf, where: str) -> None:
         """Raise a BoneError if a module is missing in the base, or has another shape there."""
         for module, params in self.layers.items():
-            out_features, in_features = shape_of(module)
+            *experts, out_features, in_features = shape_of(module)
             found = {name: tuple(tensor.shape) for name, tensor in params.items()}
-            r = self.r(module)
-            if found != self.variant.shapes(in_features, out_features, r):
+            each = experts if self.config.experts == "each" else []
+            shapes = self.variant.shapes(in_features, out_features, self.r(module))
+            if found != {name: (*each, *shape) for name, shape in shapes.items()}:
+                sides = " x ".join(map(str, (*experts, out_features, in_features)))
                 raise BoneError(
-                    f"{where} does not fit this base: {shown(module)} is {out_features} x {in_features} "
-                    f"there, and the adapter has {', '.join(f'{name} {shape}' for name, shape in found.items())}."
+                    f"{where} does not fit this base: {shown(module)} is {sides} there, and the adapter has "
+                    f"{', '.join(f'{name} {shape}' for name, shape in found.items())}."
                 )
 
     def expanded(self, shape_of: ShapeOf | None) -> Adapter:
@@ -123,7 +131,7 @@ class Adapter:
             raise BoneError("MiSS 'mini' does not say how wide its layers are: name the base with --base.")
         layers: dict[str, Params] = {}
         for module, params in self.layers.items():
-            out_features, _ = shape_of(module)
+            out_features = shape_of(module)[-2]
             if out_features % self.mini_r:
                 raise BoneError(
                     f"This adapter does not fit its base: {module} has {out_features} outputs, and mini_r="
@@ -134,6 +142,11 @@ class Adapter:
 
 
 def _shape_problem(variant: type[Variant], params: Params) -> str | None:
+    if any(tensor.ndim == 0 for tensor in params.values()):
+        return f"has a single number, which is not {variant.name}"
+    experts = experts_of(variant, params)
+    if experts is not None and all(len(tensor) == experts for tensor in params.values()):
+        params = {name: tensor[:1][0] for name, tensor in params.items()} if experts else params
     shapes = {name: tuple(tensor.shape) for name, tensor in params.items()}
     dimensions = {name: len(shape) for name, shape in variant.shapes(1, 1, 1).items()}
     if any(0 in shape for shape in shapes.values()):

@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isfinite, lcm
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
+from bone_peft.method.tuner.experts.fused import FusedLinear
 from bone_peft.method.variants import Params, Variant
 
 Progress = Callable[[int, int], None]
@@ -166,6 +167,7 @@ class Checkpoint(Protocol):
 
     Attributes:
         name: what the user called it.
+        model: its outline, or ``None`` if there is none.
         tensors: every stored tensor, by the name of the parameter it becomes.
         nbytes: of all weights.
     """
@@ -173,13 +175,20 @@ class Checkpoint(Protocol):
     name: str
 
     @property
+    def model(self) -> Any: ...
+
+    @property
     def tensors(self) -> Mapping[str, Readable]: ...
 
     @property
     def nbytes(self) -> int: ...
 
-    def shape_of(self, module: str) -> tuple[int, int]:
-        """``(out, in)`` of a linear module's weight. Raises BoneError if there is none of this name."""
+    def shape_of(self, module: str) -> tuple[int, ...]:
+        """``(out, in)`` of a linear module's weight, or ``(experts, out, in)``. Raises BoneError if there is none."""
+        ...
+
+    def fused(self, module: str) -> FusedLinear | None:
+        """The layout of a parameter with the matrices of all experts; ``None`` for what is a layer."""
         ...
 
     def transposed(self, module: str) -> bool:

@@ -158,6 +158,9 @@ class GgufCheckpoint:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._stored.values())
 
+    def fused(self, module: str) -> None:
+        return None
+
     def shape_of(self, module: str) -> tuple[int, int]:
         shape = outline.linear_shape(self.model, module)
         if shape is None:

@@ -18,9 +18,11 @@ from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import SafetensorsFile, read_safetensors
 from bone_peft.io.stored import StoredTensor
 from bone_peft.io.torch_file import TorchFile, read_torch
+from bone_peft.method.tuner.experts.fused import FusedLinear
 
 from . import outline
 from .checkpoint import Edit, Progress
+from .experts_edit import ExpertsEdit
 from .rewrite import rewrite_safetensors, rewrite_torch, write_torch
 from .ties import parted, untied, with_ties
 
@@ -143,8 +145,14 @@ class FolderCheckpoint:
     def ties(self) -> dict[str, str]:
         return {} if self.model is None else outline.ties(self.model)
 
-    def shape_of(self, module: str) -> tuple[int, int]:
-        if self.model is not None:
+    def fused(self, module: str) -> FusedLinear | None:
+        return None if self.model is None else outline.fused(self.model, module)
+
+    def shape_of(self, module: str) -> tuple[int, ...]:
+        shape: tuple[int, ...] | None
+        if (fused := self.fused(module)) is not None:
+            shape = (fused.experts, fused.out_features, fused.in_features)
+        elif self.model is not None:
             shape = outline.linear_shape(self.model, module)
         else:
             stored = self.tensors.get(f"{module}.weight")
@@ -192,8 +200,14 @@ class FolderCheckpoint:
         """Edits by name in the files, tensors that the files do not have yet, and whether ties are cut for them."""
         places = {parameter: name for name, parameter in self.names.parameters.items()}
         in_files = {places[name]: edit for name, edit in edits.items() if name in places}
+        for stored, (fused, *place) in self.names.experts.items():
+            if isinstance(edit := edits.get(fused), ExpertsEdit):
+                in_files[stored] = edit.of(*place)
+        separate = {fused for fused, *_ in self.names.experts.values()}
         added: dict[str, Tensor] = {}
         for name, edit in edits.items():
+            if name in separate:
+                continue
             if name in self.names.converted:
                 raise BoneError(
                     f"Transformers computes {name} out of other tensors when it loads {self.path}: save the base again "

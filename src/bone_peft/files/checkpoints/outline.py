@@ -19,8 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
-from bone_peft.method.compat.checkpoint_names import EXPERTS_ARE_MODULES, places
+from bone_peft.method.compat.checkpoint_names import EXPERTS_ARE_MODULES, expert_places, places
 from bone_peft.method.compat.tied_names import tied_weights
+from bone_peft.method.tuner.experts import interface
+from bone_peft.method.tuner.experts.fused import FusedLinear
 
 from ..remote_code import not_run
 from . import bounded
@@ -51,10 +53,13 @@ class Names:
     Attributes:
         parameters: parameter name by checkpoint name, where a tensor becomes one parameter as it is.
         converted: names of parameters that Transformers computes out of several tensors, or of parts of one.
+        experts: for each tensor that is a part of one expert's matrix: the parameter, the expert, the part, and of how
+            many.
     """
 
     parameters: dict[str, str] = field(default_factory=dict)
     converted: set[str] = field(default_factory=set)
+    experts: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
 
 
 def parts(tensors: int) -> int:
@@ -122,7 +127,10 @@ def _named(architectures: Any) -> Any:
 
 def parameter_names(model: nn.Module, stored: Iterable[str]) -> Names:
     """Follow the names of a checkpoint to the names of the model's parameters, as Transformers does when it loads."""
+    stored = list(stored)
     names = Names()
+    weights = [name.removesuffix(".weight") for name in stored if name.endswith(".weight")]
+    names.experts = {f"{name}.weight": place for name, place in expert_places(model, weights).items()}
     for name, parameter, converted in places(model, stored):
         if converted is None:
             names.parameters[name] = parameter
@@ -142,6 +150,16 @@ def linear_shape(model: nn.Module, module: str) -> tuple[int, int] | None:
     if isinstance(found, Conv1D):
         return found.nf, found.weight.shape[0]
     return None
+
+
+def fused(model: nn.Module, name: str) -> FusedLinear | None:
+    """The parameter ``name`` as a layer of experts, if it is one."""
+    path, _, key = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return None
+    return interface.projections(module).get(key) if interface.takes(module) else None
 
 
 def is_transposed(model: nn.Module, module: str) -> bool:

@@ -21,10 +21,14 @@ class RwkvCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.model = None
         self.name = str(path)
         self.file = read_torch(path)
         self.tensors: dict[str, StoredTensor] = {hf_name(name): t for name, t in self.file.tensors.items()}
         self.nbytes = path.stat().st_size
+
+    def fused(self, module: str) -> None:
+        return None
 
     def shape_of(self, module: str) -> tuple[int, int]:
         stored = self.tensors.get(f"{module}.weight")

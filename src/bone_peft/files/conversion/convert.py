@@ -13,6 +13,7 @@ from ..adapters import Adapter, format_for, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..checkpoints.checkpoint import is_finite
 from .live import LiveBase, adapter_of
+from .separated import separated
 from .to_lora import exact, nearest, one_rank
 
 
@@ -94,6 +95,7 @@ def convert(
     found.check_finite(where)
     found = found.expanded(None if at is None else at.shape_of)
     if at is not None:
+        found = found if at.model is None else found.joined(at.model)
         found.check_fits(at.shape_of, where)
     errors: dict[str, float] = {}
     if to == "lora" and at is not None:
@@ -104,6 +106,8 @@ def convert(
         found = one_rank(found) if uniform else found
     elif rank is not None or energy is not None or uniform:
         raise BoneError(f"rank, energy and uniform are for LoRA, and {to} is exact without: leave them out.")
+    if to != "bone":
+        found = separated(found, at)
     if dtype is not None:
         found = found.rounded(dtype)
     if not all(is_finite(tensor) for tensor in found.tensors().values()):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bone_peft.errors import BoneError
 from bone_peft.method import BoneConfig, BoneLayer
+from bone_peft.method.tuner.experts.fused import FusedLinear
 from bone_peft.method.variants import Params, parameter_names
 
 from ..adapters import Adapter
@@ -41,6 +42,7 @@ class LiveBase:
     """The frozen layers under the adapters of a live model."""
 
     def __init__(self, model: Any) -> None:
+        self.model = model.get_base_model()
         names = ((name.removeprefix(PREFIX), module) for name, module in model.named_modules())
         self.layers = {name: module for name, module in names if isinstance(module, BoneLayer)}
 
@@ -53,9 +55,14 @@ class LiveBase:
             held[f"{name}.weight"] = Held(layer.get_base_weight().detach().cpu())
         return held
 
-    def shape_of(self, module: str) -> tuple[int, int]:
-        layer = self.layers[module]
-        return layer.out_features, layer.in_features
+    def fused(self, module: str) -> FusedLinear | None:
+        base: Any = self.layers[module].get_base_layer()
+        return base if isinstance(base, FusedLinear) else None
+
+    def shape_of(self, module: str) -> tuple[int, ...]:
+        layer, fused = self.layers[module], self.fused(module)
+        experts = () if fused is None else (fused.experts,)
+        return *experts, layer.out_features, layer.in_features
 
     def transposed(self, module: str) -> bool:
         return self.layers[module].fan_in_fan_out

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bone_peft.errors import BoneError
 from bone_peft.method import BoneConfig
-from bone_peft.method.variants import Params
+from bone_peft.method.variants import Params, Variant, experts_of, of_expert
 
 from ..adapters import Adapter
 from ..adapters.peft_folder import with_sizes
@@ -23,7 +23,7 @@ class Base(Protocol):
     @property
     def tensors(self) -> Mapping[str, Any]: ...
 
-    def shape_of(self, module: str) -> tuple[int, int]: ...
+    def shape_of(self, module: str) -> tuple[int, ...]: ...
 
     def transposed(self, module: str) -> bool: ...
 
@@ -36,7 +36,7 @@ def exact(adapter: Adapter, base: Base) -> Adapter:
     """
     layers: dict[str, Params] = {}
     for module, params in adapter.layers.items():
-        factors = adapter.variant.lora_factors(params, base.shape_of(module)[1])
+        factors = _factors(adapter.variant, params, base.shape_of(module)[-1])
         if factors is None:
             raise BoneError(
                 f"{adapter.variant.name} is no LoRA, as its dW is of full rank: give --rank or --energy for "
@@ -44,6 +44,16 @@ def exact(adapter: Adapter, base: Base) -> Adapter:
             )
         layers[module] = {"bone_down": factors[0].contiguous(), "bone_up": factors[1].contiguous()}
     return _bottleneck(adapter, layers)
+
+
+def _factors(variant: type[Variant], params: Params, in_features: int) -> tuple[Tensor, Tensor] | None:
+    """Those of each expert, one behind the other, or the only ones."""
+    experts = experts_of(variant, params)
+    found = [variant.lora_factors(of_expert(variant, params, e), in_features) for e in range(experts or 1)]
+    if found[0] is None:
+        return None
+    downs, ups = zip(*(pair for pair in found if pair is not None), strict=True)
+    return (torch.stack(downs), torch.stack(ups)) if experts is not None else (downs[0], ups[0])
 
 
 def nearest(adapter: Adapter, base: Base, rank: int | None, energy: float | None) -> tuple[Adapter, dict[str, float]]:
@@ -101,6 +111,11 @@ def _needed(squares: Tensor, energy: float) -> int:
 @torch.no_grad()
 def _deltas(adapter: Adapter, base: Base) -> Iterator[tuple[str, torch.dtype, Tensor]]:
     for module, params in adapter.layers.items():
+        if len(base.shape_of(module)) > 2:
+            raise BoneError(
+                f"{module} holds the matrices of all experts, and of those the nearest LoRA is not computed: convert "
+                "Bone or Bottleneck, which are LoRAs exactly, or merge."
+            )
         stored = base.tensors.get(f"{module}.weight")
         if stored is None:
             raise BoneError(f"The base has no {module}.weight as a tensor of its own, so dW cannot be computed.")

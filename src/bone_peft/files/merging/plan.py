@@ -14,6 +14,7 @@ from bone_peft.method.variants import Params, Variant
 
 from ..adapters import Adapter
 from ..checkpoints import Checkpoint, Edit
+from ..checkpoints.experts_edit import ExpertsEdit
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def plan(base: Checkpoint, adapters: Sequence[Weighted]) -> dict[str, Edit]:
     whole: dict[str, tuple[str, Any]] = {}
     for given in adapters:
         adapter = given.adapter.expanded(base.shape_of)
+        if base.model is not None:
+            adapter = adapter.joined(base.model)
         adapter.check_finite(given.where)
         adapter.check_fits(base.shape_of, given.where)
         _check_complete(base, adapter, given.where)
@@ -51,14 +54,15 @@ def plan(base: Checkpoint, adapters: Sequence[Weighted]) -> dict[str, Edit]:
 
     edits = {name: Edit(replacement=tensor, name=name) for name, (_, tensor) in whole.items()}
     for module, stack in layers.items():
-        name = f"{module}.weight"
-        before = edits.get(name, Edit(name=name))
-        edits[name] = replace(before, adapters=stack, transposed=base.transposed(module))
+        fused = base.fused(module)
+        name = f"{module}.weight" if fused is None else module
+        before = edits.get(name, Edit(name=name) if fused is None else ExpertsEdit(name=name, fused=fused))
+        edits[name] = replace(before, adapters=stack, transposed=fused is None and base.transposed(module))
         stored = base.tensors.get(name)
         if stored is not None and (
             stored.dtype is None or not stored.dtype.is_floating_point or stored.dtype.itemsize < 2
         ):
-            raise BoneError(f"{base.name} holds {module}.weight as {stored.dtype}, which cannot be merged into.")
+            raise BoneError(f"{base.name} holds {name} as {stored.dtype}, which cannot be merged into.")
     return edits
 
 
@@ -70,13 +74,12 @@ def _weighted(adapter: Adapter, params: Params, weight: float) -> Params:
 
 def _check_complete(base: Checkpoint, adapter: Adapter, where: str) -> None:
     """The tuner itself says which layers this config adapts; all of them have to be there."""
-    model = getattr(base, "model", None)
-    if model is None:
+    if base.model is None:
         return
     config = copy.copy(adapter.config)
     config.modules_to_save = None
     try:
-        tuned = BoneModel(copy.deepcopy(model), config, "default", low_cpu_mem_usage=True)
+        tuned = BoneModel(copy.deepcopy(base.model), config, "default", low_cpu_mem_usage=True)
     except ValueError as error:
         raise BoneError(f"{where} does not fit {base.name}: {brief(error)}") from None
     expected = {name for name, module in tuned.model.named_modules() if isinstance(module, BoneLayer)}

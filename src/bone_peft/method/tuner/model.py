@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from ..compat.state_dicts import trained_biases
 from ..compat.tuner_base import Tuner
 from . import attention
 from .config import BoneConfig
-from .experts import interface
+from .experts import interface, separate
 from .experts.experts_layer import BoneExperts
 from .experts.fused import FusedLinear, check_dtype
 from .experts.left_out import left_out
@@ -175,6 +175,7 @@ class BoneModel(Tuner):
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
         keys = file_keys(model, adapter_name)
+        state_dict = _joined_experts(model, config, keys, state_dict)
         check_complete(keys, state_dict, model.state_dict(), adapter_name)
         prefix = "base_model.model."
         places = {key.removeprefix(prefix): place for place, key in keys.items()}
@@ -369,6 +370,24 @@ class BoneModel(Tuner):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _joined_experts(model: Any, config: Any, keys: Mapping[str, str], state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a file with those of separate experts joined, if the model has them in one."""
+    prefix = "base_model.model."
+    known = {key.removeprefix(prefix) for key in keys.values()}
+    endings = config.variant.parameters
+    layers: dict[str, dict[str, Any]] = {}
+    for key, tensor in state_dict.items():
+        name, _, ending = key.removeprefix(prefix).rpartition(".")
+        if ending in endings and f"{name}.{ending}" not in known:
+            layers.setdefault(name, {})[ending] = tensor
+    layers = {name: params for name, params in layers.items() if len(params) == len(endings)}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    new = separate.joined(base, config.variant, layers) if layers else {}
+    gone = {f"{name}.{ending}" for name in layers if name not in new for ending in endings}
+    rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in gone}
+    return rest | {f"{prefix}{name}.{k}": t for name in new if name not in layers for k, t in new[name].items()}
 
 
 def _repeats(model: Any, options: dict[str, Any]) -> set[int]:

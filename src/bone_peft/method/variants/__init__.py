@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from .additive import Additive
+from .by_expert import experts_of, of_expert
 from .variant import Below, BelowExperts, Dropout, Params, Variant
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Dropout",
     "Params",
     "Variant",
+    "experts_of",
+    "of_expert",
     "parameter_names",
     "variant_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class Bat(BatBase):
     def rows(cls, params: Params, start: int, stop: int) -> Params:
         r = params["bone_block"].shape[-1]
         return {"bone_block": params["bone_block"][start // r : stop // r]}
+
+    @classmethod
+    def beside(cls, parts: Sequence[Params]) -> Params:
+        return {"bone_block": torch.cat([params["bone_block"] for params in parts], dim=-3)}
 
     @classmethod
     def delta_weight(cls, params: Params, weight: Tensor) -> Tensor:

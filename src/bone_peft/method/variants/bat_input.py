@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,12 @@ class BatInput(BatBase):
     @classmethod
     def rows(cls, params: Params, start: int, stop: int) -> Params:
         return params
+
+    @classmethod
+    def beside(cls, parts: Sequence[Params]) -> Params | None:
+        # Each has one block a column of its own weight, and together they have one.
+        first = parts[0]
+        return first if all(torch.equal(first["bone_block"], params["bone_block"]) for params in parts) else None
 
     @classmethod
     def delta_weight(cls, params: Params, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,10 @@ class Bone(Additive):
     @classmethod
     def rows(cls, params: Params, start: int, stop: int) -> Params:
         return {"bone_block": params["bone_block"][:, start:stop]}
+
+    @classmethod
+    def beside(cls, parts: Sequence[Params]) -> Params:
+        return {"bone_block": torch.cat([params["bone_block"] for params in parts], dim=-1)}
 
     @classmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:

@@ -54,6 +54,13 @@ class Bottleneck(Additive):
         return {"bone_down": params["bone_down"], "bone_up": params["bone_up"][start:stop]}
 
     @classmethod
+    def beside(cls, parts: Sequence[Params]) -> Params | None:
+        down = parts[0]["bone_down"]
+        if not all(torch.equal(down, params["bone_down"]) for params in parts):
+            return None
+        return {"bone_down": down, "bone_up": torch.cat([params["bone_up"] for params in parts], dim=-2)}
+
+    @classmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:
         nn.init.kaiming_uniform_(params["bone_down"], a=math.sqrt(5))
         if init_weights:

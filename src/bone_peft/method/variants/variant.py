@@ -125,6 +125,11 @@ class Variant(ABC):
 
     @classmethod
     @abstractmethod
+    def beside(cls, parts: Sequence[Params]) -> Params | None:
+        """The way back: parameters whose ``dW`` are those of ``parts``, one below the other, or ``None``."""
+
+    @classmethod
+    @abstractmethod
     def initialize(cls, params: Params, init_weights: bool | str) -> None:
         """Fill ``params`` in place. ``False`` asks for random values; all else starts at ``dW = 0``."""
 

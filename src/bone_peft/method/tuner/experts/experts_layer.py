@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bone_peft.errors import BoneError
 
 from ...ops.routing import Routing
-from ...variants import BelowExperts, Dropout, Params, Variant
+from ...variants import BelowExperts, Dropout, Params, Variant, of_expert
 from .. import mixed_rows
 from ..config import BoneConfig
 from ..layer import BoneLayer, merge_dtype
@@ -149,12 +149,12 @@ class BoneExperts(nn.Module, BoneLayer):
         kept = base.weight.detach() if self._unmerged_base is None else self._unmerged_base.weight
         merged = torch.empty_like(base.matrices(kept))
         dtype = merge_dtype(kept.dtype)
-        adapters = [(self.bone_variant[name], self._by_expert(name, self._scaled(name))) for name in adapter_names]
+        adapters = [(self.bone_variant[name], self._scaled(name)) for name in adapter_names]
         for expert, matrix in enumerate(base.matrices(kept)):
             changed = matrix.to(dtype)
-            for variant, each in adapters:
-                params = {key: tensor.to(dtype) for key, tensor in each[expert if len(each) > 1 else 0].items()}
-                changed = changed + variant.delta_weight(params, changed)
+            for variant, params in adapters:
+                own = {key: tensor.to(dtype) for key, tensor in of_expert(variant, params, expert).items()}
+                changed = changed + variant.delta_weight(own, changed)
             merged[expert] = changed
         return base.stored(merged)
 
@@ -204,10 +204,5 @@ class BoneExperts(nn.Module, BoneLayer):
 
 def _delta_weight(variant: type[Variant], params: Params, weight: Tensor) -> Tensor:
     """``dW (experts, out, in)``."""
-    each = params[variant.parameters[0]].ndim > len(variant.shapes(1, 1, 1)[variant.parameters[0]])
-    return torch.stack(
-        [
-            variant.delta_weight({k: t[e] for k, t in params.items()} if each else params, own)
-            for e, own in enumerate(weight)
-        ]
-    )
+    each = ((of_expert(variant, params, expert), own) for expert, own in enumerate(weight))
+    return torch.stack([variant.delta_weight(own_params, own) for own_params, own in each])

@@ -1,0 +1,81 @@
+"""What the stored weights of experts become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bone_peft.method.tuner.experts.fused import FusedLinear
+from bone_peft.method.variants import of_expert
+
+from .checkpoint import Edit, Readable
+
+
+@dataclass(frozen=True)
+class ExpertsEdit(Edit):
+    """The edit of a parameter with the matrices of all experts.
+
+    Attributes:
+        fused: says how the parameter is laid out.
+    """
+
+    fused: FusedLinear | None = None
+
+    def of(self, expert: int, part: int, parts: int) -> Edit:
+        """The edit of a matrix that a checkpoint has by itself: a part of one expert's, ``(out / parts, in)``."""
+        assert self.fused is not None
+        step = self.fused.out_features // parts
+        own = [(variant, of_expert(variant, params, expert)) for variant, params in self.adapters]
+        rows = [(variant, variant.rows(params, part * step, (part + 1) * step)) for variant, params in own]
+        return Edit(adapters=rows, name=f"{self.name}, expert {expert}")
+
+    def pieces(self, stored: Readable) -> Iterator[Tensor]:
+        """The new parameter, one expert after the other."""
+        for expert in range(stored.shape[0]):
+            yield from _OneExpert(
+                [(variant, of_expert(variant, params, expert)) for variant, params in self.adapters],
+                name=f"{self.name}, expert {expert}",
+                fused=self.fused,
+            ).pieces(_Matrix(stored, expert))
+
+
+@dataclass(frozen=True)
+class _OneExpert(Edit):
+    fused: FusedLinear | None = None
+
+    def _step(self, columns: int) -> int:
+        return 2**62  # At once, as its rows are not those of the adapter.
+
+    def _merged(self, weight: Tensor, span: tuple[int, int] | None) -> Tensor:
+        assert self.fused is not None
+        matrix = super()._merged(self.fused.matrices(weight[None])[0].contiguous(), None)
+        return self.fused.stored(matrix[None])[0]
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One expert of a stored parameter."""
+
+    stored: Readable
+    expert: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return self.stored.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes // self.stored.shape[0]
+
+    def read(self) -> Tensor:
+        return self.stored.read_rows(self.expert, self.expert + 1)[0]
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.read()[start:stop]
