@@ -162,6 +162,11 @@ class GgufCheckpoint:
         return None
 
     def shape_of(self, module: str) -> tuple[int, int]:
+        if outline.fused(self.model, module) is not None:
+            raise BoneError(
+                f"{self.name} holds the experts of {module} as GGUF does, and an adapter of experts is merged into "
+                "a model folder: name the model that this file was made from."
+            )
         shape = outline.linear_shape(self.model, module)
         if shape is None:
             raise BoneError(f"{self.name} has no linear layer {module}: the adapter is for another base.")

@@ -21,8 +21,8 @@ from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
 from bone_peft.method.compat.checkpoint_names import EXPERTS_ARE_MODULES, expert_places, places
 from bone_peft.method.compat.tied_names import tied_weights
-from bone_peft.method.tuner.experts import interface
 from bone_peft.method.tuner.experts.fused import FusedLinear
+from bone_peft.method.tuner.experts.kinds import kind_of
 
 from ..remote_code import not_run
 from . import bounded
@@ -159,7 +159,8 @@ def fused(model: nn.Module, name: str) -> FusedLinear | None:
         module = model.get_submodule(path)
     except AttributeError:
         return None
-    return interface.projections(module).get(key) if interface.takes(module) else None
+    kind = kind_of(module)
+    return None if kind is None else kind.projections(module).get(key)
 
 
 def is_transposed(model: nn.Module, module: str) -> bool:

@@ -22,11 +22,12 @@ from ..compat.state_dicts import trained_biases
 from ..compat.tuner_base import Tuner
 from . import attention
 from .config import BoneConfig
-from .experts import interface, separate
+from .experts import separate
 from .experts.experts_layer import BoneExperts
 from .experts.fused import FusedLinear, check_dtype
 from .experts.left_out import left_out
 from .experts.named import is_parameter, named_by_part
+from .experts.unfolding import fold, is_unfolded, layers_of, unfold_all
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
@@ -194,8 +195,13 @@ class BoneModel(Tuner):
             self._passed_by = {
                 name: why
                 for name, why in left_out(model).items()
-                if config.target_modules == "all-linear" or self._check_target_module_exists(config, name)
+                if config.target_modules == "all-linear"
+                or is_parameter(name, config.target_parameters or ())
+                or check_target_module_exists(config, name)
             }
+            for name, why in self._passed_by.items():
+                if is_parameter(name, config.target_parameters or ()):
+                    raise BoneError(f"{name} {why}.")
             with _experts_as_layers(model):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._tell_skipped(self.peft_config[adapter_name])
@@ -420,9 +426,7 @@ def _naming(key: str) -> Iterator[None]:
 @contextmanager
 def _experts_as_layers(model: nn.Module) -> Iterator[None]:
     """While PEFT looks for targets, parameters of experts are layers. Those that get no adapter do not stay so."""
-    for module in model.modules():
-        if not interface.is_unfolded(module) and interface.takes(module):
-            interface.unfold(module)
+    unfold_all(model)
     try:
         yield
     finally:
@@ -432,12 +436,8 @@ def _experts_as_layers(model: nn.Module) -> Iterator[None]:
 
 def _fold(module: nn.Module) -> None:
     """Make the parameters of experts parameters again, once none of them has an adapter."""
-    if interface.is_unfolded(module) and not any(map(_is_adapted, interface.layers(module).values())):
-        interface.fold(module)
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    return isinstance(module, BoneLayer)
+    if is_unfolded(module) and not any(isinstance(layer, BoneLayer) for layer in layers_of(module)):
+        fold(module)
 
 
 def _projection(model: nn.Module, key: str) -> FusedLinear | None:

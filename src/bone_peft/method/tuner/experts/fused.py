@@ -65,6 +65,12 @@ class FusedLinear(nn.Linear):
         return f"experts={self.experts}, {super().extra_repr()}"
 
 
+def number_of_experts(layer: Any) -> int:
+    """Of a projection, under its adapters."""
+    base: FusedLinear = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    return base.experts
+
+
 def check_dtype(name: str, weight: Tensor) -> None:
     """Raise ``BoneError`` if the parameter holds no floating point numbers to compute with."""
     if weight.dtype not in FLOATS:
