@@ -463,3 +463,46 @@ def test_files_of_separate_experts_that_do_not_make_one(tmp_path):
         BoneError, match=r"gate_up_proj has one bat-input adapter for w1 and w3, and in the file they have"
     ):
         PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+
+
+@variants
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
+def test_compiled(variant, implementation):
+    """Without a break: the compiler sees the whole of a layer's experts."""
+    model = tuned(variant, qwen(num_hidden_layers=1), target_modules=["gate_up_proj", "down_proj"]).train()
+    model.set_experts_implementation(implementation)
+    experts = model.base_model.model.model.layers[0].mlp.experts
+    torch._dynamo.reset()
+    compiled = torch.compile(experts, backend="aot_eager", fullgraph=True)
+    x = torch.randn(9, 32, requires_grad=True)
+    index, weights = torch.stack([torch.randperm(6)[:2] for _ in range(9)]), torch.rand(9, 2)
+    params = [p for p in experts.parameters() if p.requires_grad]
+    results = []
+    for run in (experts, compiled):
+        y = run(x, index, weights)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *params])))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_transformers_own_load_adapter(tmp_path):
+    base = qwen()
+    live = tuned("bone", copy.deepcopy(base))
+    live.save_pretrained(tmp_path)
+    other = copy.deepcopy(base)
+    other.load_adapter(tmp_path)
+    assert torch.equal(logits(other.eval()), logits(live))
+
+
+@variants
+def test_nothing_of_the_size_of_the_weights_is_kept(variant):
+    """For backward: of a layout that has to be turned round, too."""
+    plain = module_of("gpt_oss").float()
+    model = adapted(plain, variant).float()
+    x, *rest = inputs()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model.base_model.model.experts(x.float().detach().requires_grad_(), *rest)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes = [t.numel() for t in kept if t.untyped_storage().data_ptr() not in own]
+    assert max(sizes) < EXPERTS * HIDDEN * 2 * INNER

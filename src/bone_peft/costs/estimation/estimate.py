@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from bone_peft.errors import BoneError
-from bone_peft.files.checkpoints.outline import linear_shape, outline
+from bone_peft.files.checkpoints.outline import fused, linear_shape, outline
 from bone_peft.method import BoneConfig, BoneLayer, BoneModel
 
 from .memory import saved_bytes
-from .methods import METHODS, Layers, Method
+from .methods import METHODS, Layers, Method, Shape
 from .models import config_of
 from .recommended import Recommended, recommended
 
@@ -54,7 +54,7 @@ class Estimate:
     Attributes:
         model: its name.
         parameters: of the base.
-        layers: ``(out, in)`` of each adapted module.
+        layers: the shape of each adapted module.
         costs: one for each method.
         settings: the Bottleneck settings that are recommended for this size of model.
     """
@@ -136,7 +136,7 @@ def estimate(
     return Estimate(model, parameters, layers, costs, settings)
 
 
-def _layers(model: nn.Module, target_modules: list[str] | str) -> dict[str, tuple[int, int]]:
+def _layers(model: nn.Module, target_modules: list[str] | str) -> dict[str, Shape]:
     """The layers that PEFT would adapt."""
     options: dict[str, Any] = {"r": 1, "target_modules": target_modules}
     try:
@@ -144,4 +144,11 @@ def _layers(model: nn.Module, target_modules: list[str] | str) -> dict[str, tupl
     except ValueError as error:
         raise BoneError(f"These target_modules do not fit the model: {error}") from None
     names = [name for name, module in tuned.model.named_modules() if isinstance(module, BoneLayer)]
-    return {name: shape for name in names if (shape := linear_shape(model, name)) is not None}
+    return {name: shape for name in names if (shape := _shape(model, name)) is not None}
+
+
+def _shape(model: nn.Module, name: str) -> Shape | None:
+    if (experts := fused(model, name)) is not None:
+        return Shape(experts.out_features, experts.in_features, experts.experts, len(experts.parts))
+    shape = linear_shape(model, name)
+    return None if shape is None else Shape(*shape)

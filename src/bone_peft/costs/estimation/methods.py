@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import LoraConfig
 
 from bone_peft.method import BoneConfig
 from bone_peft.method.variants import VARIANTS
 
-Layers = Mapping[str, tuple[int, int]]
-"""``(out, in)`` by module."""
+
+class Shape(NamedTuple):
+    """Of a layer's weight, or of the weights of all its experts, each of which has an adapter.
+
+    Attributes:
+        parts: projections that lie side by side along ``out``.
+    """
+
+    out: int
+    into: int
+    experts: int = 1
+    parts: int = 1
+
+
+Layers = Mapping[str, Shape]
+"""By module."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,12 @@ class Method:
 
     def count(self, layers: Layers, size: int) -> int:
         """Trainable parameters of all layers."""
-        return sum(self.parameters(out, in_, size) for out, in_ in layers.values())
+        return sum(shape.experts * self.parameters(shape.out, shape.into, size) for shape in layers.values())
 
     def why_not(self, layers: Layers, size: int) -> str | None:
         """Why some layer cannot be adapted at this size, or ``None`` if all can."""
-        return next((why for out, in_ in layers.values() if (why := self.refusal(out, in_, size))), None)
+        refusals = (self.refusal(shape.out // shape.parts, shape.into, size) for shape in layers.values())
+        return next(filter(None, refusals), None)
 
 
 def _bone(name: str, variant_name: str, **options: Any) -> Method:

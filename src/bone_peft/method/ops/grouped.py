@@ -6,7 +6,7 @@ size of all matrices is made, but for a gradient of them where one is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,19 +48,22 @@ def grouped_block_product(x: Tensor, blocks: Tensor, ends: Tensor) -> Tensor:
     return _BlockProduct.apply(x, blocks.mT, ends)
 
 
-def grouped_bat(x: Tensor, weight: Tensor, block: Tensor, ends: Tensor) -> Tensor:
+def grouped_bat(x: Tensor, weight: Callable[[], Tensor], block: Tensor, ends: Tensor) -> Tensor:
     """``W'_e x_t`` with Bat's ``W'_e`` of each expert, which is built again in backward and not kept.
 
     Args:
         x: ``(rows, in)``.
-        weight: ``W (experts, out, in)``, in the dtype of ``x``; it gets no gradient.
+        weight: returns ``W (experts, out, in)``, in the dtype of ``x``, without gradient. Called once in forward and
+            once in backward, so that what a model keeps in another order is not kept in this one.
         block: ``B (experts, out/r, r, r)``, of any dtype; its gradient has the same.
         ends: ``(experts,)``.
 
     Returns:
         ``(rows, out)`` in the dtype of ``x``.
     """
-    return _Bat.apply(x, weight, block, ends)
+    if torch.compiler.is_compiling():
+        return _Bat.apply(x, weight(), None, block, ends)
+    return _Bat.apply(x, None, weight, block, ends)
 
 
 def _is_native(*tensors: Tensor) -> bool:
@@ -221,19 +224,23 @@ class _BlockProduct(Function):
 
 class _Bat(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, block: Tensor, ends: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, read: Callable[[], Tensor] | None, block: Tensor, ends: Tensor
+    ) -> Tensor:
         x = dispatch.rows(x)
-        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, weight, block, ends)
-        return _product(x, _bat_weight(weight, block).mT, ends)
+        ctx.read = read
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, block, ends)
+        return _product(x, _bat_weight(weight if read is None else read(), block).mT, ends)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, block, ends = ctx.saved_tensors
+        weight = weight if ctx.read is None else ctx.read()
         needs, dy = ctx.needs_input_grad, dispatch.rows(dy)
         dblock = None
-        if needs[2]:
+        if needs[3]:
             new, dblock = _bat_backward(weight, block, _outer(dy, x, ends, weight.dtype), needs[0])
         else:
             new = _bat_weight(weight, block)
-        return _product(dy, new, ends) if needs[0] else None, None, dblock, None
+        return _product(dy, new, ends) if needs[0] else None, None, None, dblock, None

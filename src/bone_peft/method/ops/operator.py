@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 _library = torch.library.Library("bone_peft", "DEF")
 
@@ -30,7 +31,9 @@ class Operator:
         self._name = f"bone_peft::{name}"
 
     def __call__(self, *args: Any) -> Any:
-        return self._operator(*args) if torch.compiler.is_compiling() else self._function(*args)
+        # Tensors without values cannot be looked into either.
+        is_traced = torch.compiler.is_compiling() or isinstance(args[0], FakeTensor)
+        return self._operator(*args) if is_traced else self._function(*args)
 
     def fake(self, function: Callable[..., Any]) -> None:
         """Decorates the function that gives results of the right shape and dtype without computing them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,11 +66,11 @@ class Routing:
         own = blocks[self.experts].to(x.dtype)
         return torch.einsum("tid,tiad->tia", x.reshape(-1, n, r), own).reshape(x.shape)
 
-    def bat(self, x: Tensor, weight: Tensor, block: Tensor) -> Tensor:
-        """``W' x``, with ``x (rows, in)``, ``W (experts, out, in)`` and ``B (experts, out/r, r, r)``."""
+    def bat(self, x: Tensor, weight: Callable[[], Tensor], block: Tensor) -> Tensor:
+        """``W' x``, with ``x (rows, in)``, a function for ``W (experts, out, in)``, ``B (experts, out/r, r, r)``."""
         if self.ends is not None:
             return grouped_bat(x, weight, block, self.ends)
-        own, blocks = weight[self.experts], block[self.experts].to(x.dtype)
+        own, blocks = weight()[self.experts], block[self.experts].to(x.dtype)
         rows, out, features = own.shape
         r = block.shape[-1]
         wide = own.reshape(rows, out // r, -1, r)

@@ -85,12 +85,13 @@ class Bat(BatBase):
     def forward_by_expert(
         cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
     ) -> Tensor:
-        weight, block = below.weight(x.dtype), params["bone_block"]
+        block = params["bone_block"]
         if block.ndim == 3:
-            block = block.expand(len(weight), *block.shape)
+            block = block.expand(below.experts, *block.shape)
         if below.frozen and not dropout:
-            y = routing.of_rows.bat(routing.rows(x), weight, block)
+            y = routing.of_rows.bat(routing.rows(x), lambda: below.weight(x.dtype), block)
         else:
+            weight = below.weight(x.dtype)
             # All experts together are one weight with more block rows.
             flat = {"bone_block": block.to(x.dtype).flatten(0, 1)}
             delta = cls.delta_weight(flat, weight.flatten(0, 1)).view(weight.shape)

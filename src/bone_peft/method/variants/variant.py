@@ -53,8 +53,12 @@ class BelowExperts(Protocol):
     """The same for a layer of experts, each with a weight of its own.
 
     Attributes:
+        experts: how many.
         frozen: whether nothing in it is trained.
     """
+
+    @property
+    def experts(self) -> int: ...
 
     @property
     def frozen(self) -> bool: ...

@@ -26,6 +26,10 @@ class _Frozen:
     layer: FusedLinear
 
     @property
+    def experts(self) -> int:
+        return self.layer.experts
+
+    @property
     def frozen(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.layer.parameters())
 
@@ -50,6 +54,10 @@ class _Adapted:
     dropout: Dropout | None
 
     frozen = False
+
+    @property
+    def experts(self) -> int:
+        return self.below.experts
 
     def output(self, x: Tensor, routing: Routing) -> Tensor:
         return self.variant.forward_by_expert(x, self.params, self.below, self.dropout, routing)
