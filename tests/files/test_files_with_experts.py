@@ -24,7 +24,7 @@ from ..models import ALL_VARIANTS, SMALL, config_for, randomize, tokens
 from ..versions import needs
 from .test_merging import adapter, assert_same, in_memory, saved
 
-pytestmark = needs("transformers", "5.0")
+pytestmark = needs("transformers", "5.17")
 
 OPTIONS = {**SMALL, "num_experts_per_tok": 2, "head_dim": 8}
 

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from bone_peft import BoneConfig, BoneError, BoneLayer
+from bone_peft.method.tuner.experts.kinds import kind_of
 from bone_peft.method.variants import VARIANTS
 
 from ...models import ALL_VARIANTS, SMALL, config_for, randomize, tokens
@@ -55,11 +56,11 @@ LAYOUTS = {
 def module_of(layout: str) -> nn.Module:
     """The experts of one model, in float64, with values all over."""
     models = pytest.importorskip(f"transformers.models.{layout}.modeling_{layout}")
-    cls = getattr(models, LAYOUTS[layout], None)
-    if cls is None:
-        pytest.skip("this version of Transformers has it another way")
+    cls = getattr(models, LAYOUTS[layout], nn.Identity)
     holder = nn.Module()
     holder.experts = cls(Config())
+    if kind_of(holder.experts) is None:
+        pytest.skip("this version of Transformers has it another way")
     for parameter in holder.parameters():
         nn.init.normal_(parameter, std=0.3)
     return holder.double()
@@ -258,9 +259,10 @@ def test_saved_and_loaded(variant, experts, tmp_path):
     live = tuned(variant, copy.deepcopy(base), experts=experts)
     live.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
-    assert torch.equal(logits(again), logits(live)) and not torch.equal(logits(again), logits(base))
+    torch.testing.assert_close(logits(again), logits(live))
+    assert not torch.equal(logits(again), logits(base))
     cheap = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=True).eval()
-    assert torch.equal(logits(cheap), logits(live))
+    torch.testing.assert_close(logits(cheap), logits(live))
     other = qwen(num_experts=4)
     if experts == "each":
         with pytest.raises(Exception, match="size mismatch"):
@@ -305,13 +307,13 @@ def test_hot_swap(tmp_path):
     first, second = tuned("bone", copy.deepcopy(base)), tuned("bone", copy.deepcopy(base))
     second.save_pretrained(tmp_path / "second")
     hotswap_adapter(first, tmp_path / "second", adapter_name="default")
-    assert torch.equal(logits(first), logits(second))
+    torch.testing.assert_close(logits(first), logits(second))
 
 
 def test_copies_and_pickles():
     model = tuned("bat-input")
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(logits(other), logits(model))
+        torch.testing.assert_close(logits(other), logits(model))
         randomize(other)
         assert not torch.equal(logits(other), logits(model))
 
@@ -485,13 +487,14 @@ def test_compiled(variant, implementation):
         torch.testing.assert_close(got, expected)
 
 
+@needs("transformers", "5.17")
 def test_transformers_own_load_adapter(tmp_path):
     base = qwen()
     live = tuned("bone", copy.deepcopy(base))
     live.save_pretrained(tmp_path)
     other = copy.deepcopy(base)
     other.load_adapter(tmp_path)
-    assert torch.equal(logits(other.eval()), logits(live))
+    torch.testing.assert_close(logits(other.eval()), logits(live))
 
 
 @variants
