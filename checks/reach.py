@@ -3,7 +3,7 @@
     python -m checks.reach [ARCHITECTURE ...]
 
 Of Transformers' causal language models that hold experts; left out, all of them. Built on the meta device.
-Shares are of all parameters but the embeddings. Exits with 1 if one is below 97 % where the experts are of a known kind.
+Shares are of all parameters but the embeddings. Exits with 1 if one is below 97 % whose experts are of a known kind.
 """
 
 from __future__ import annotations
