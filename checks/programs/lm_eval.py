@@ -10,15 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from peft import get_peft_model
-from torch import nn
-from transformers import AutoModelForCausalLM
-
-from bone_peft import BoneConfig, merge
+from bone_peft import merge
 
 from .environment import activated, arguments, python_of, run
-from .tiny import make_base, versions, write_rows
+from .tiny import make_adapter, make_base, versions, write_rows
 
 _NEEDS = ("lm-eval==0.4.13", "transformers==5.5.4", "peft==0.21.2")
 _TASK = """task: sums
@@ -38,13 +33,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = make_base(work / "base")
-        torch.manual_seed(0)
-        config = BoneConfig(r=16, target_modules="all-linear", init_weights="bat")
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-        for name, parameter in model.named_parameters():
-            if "bone_" in name:
-                nn.init.normal_(parameter, std=0.05)
-        model.save_pretrained(work / "adapter")
+        make_adapter(base, work / "adapter", r=16, init_weights="bat")
         merge(str(base), str(work / "adapter"), work / "merged")
         rows = write_rows(work / "rows.jsonl", "question", "answer")
         (work / "tasks").mkdir()

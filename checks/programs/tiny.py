@@ -3,11 +3,15 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bone_peft import BoneConfig
 from bone_peft.files.bases import load_base
 
 SUMS = [(a, b) for a in range(2, 30) for b in range(2, 30)]
@@ -40,6 +44,18 @@ def make_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """A Bone adapter of all linear layers, away from its initial values."""
+    torch.manual_seed(0)
+    config = BoneConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "bone_" in name:
+            nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
     return folder
 
 
