@@ -61,7 +61,7 @@ check-all: $(READY)
 
 # Each in an environment of its own, which it makes from the package index. Three are no packages: BONE, RWKV_PEFT and PEFT
 # are paths of clones, and without them these are left out.
-PROGRAMS = trainers lm_eval swift embeddings llama_factory axolotl $(if $(BONE),paper) \
+PROGRAMS = trainers lm_eval swift embeddings llama_factory axolotl unsloth $(if $(BONE),paper) \
     $(if $(RWKV_PEFT),rwkv_peft) $(if $(PEFT),method_comparison)
 CLONE_paper = --checkout $(BONE)
 CLONE_rwkv_peft = --checkout $(RWKV_PEFT)

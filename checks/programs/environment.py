@@ -28,13 +28,13 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 def python_of(given: argparse.Namespace, name: str, *needs: str, bare: tuple[str, ...] = ()) -> str:
     """The Python with ``needs`` and this checkout, and ``bare``, of which nothing that they ask for is installed.
 
-    If the environment is there and had the same needs, it is taken as it is.
+    If the environment is there and was made for the same, it is taken as it is.
     """
     if given.python:
         return str(given.python.absolute())
     folder = given.environments.absolute() / name
     stamp = folder / "needs.json"
-    asked = json.dumps([TORCH, *needs, "without what they ask for:", *bare])
+    asked = json.dumps([str(CHECKOUT), TORCH, *needs, "without what they ask for:", *bare])
     python = str(folder / "bin/python")
     if not stamp.exists() or stamp.read_text() != asked:
         shutil.rmtree(folder, ignore_errors=True)

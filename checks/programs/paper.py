@@ -15,7 +15,7 @@ from pathlib import Path
 from .environment import activated, arguments, python_of, run
 from .tiny import make_base, versions, write_rows
 
-_NEEDS = ("peft==0.18.1", "transformers==4.57.6", "datasets==5.2.0")
+_NEEDS = ("peft==0.18.1", "transformers==4.57.6", "datasets==4.8.4")
 _LIMITS = {"False": 1e-5, "True": 1e-2}  # of --bf16: how far losses may be apart, relatively
 
 
