@@ -22,7 +22,7 @@ from .tiny import make_adapter, make_base, tensors_of, versions, write_rows
 
 _NEEDS = (
     *("peft==0.18.1", "transformers==5.6.0", "trl==0.24.0", "accelerate==1.11.0", "datasets==4.0.0"),
-    *("gradio==5.50.0", "av==18.1.0", "einops==0.8.2", "fire==0.7.1", "hf-transfer==0.1.9"),
+    *("gradio==5.50.0", "av==16.0.0", "einops==0.8.2", "fire==0.7.1", "hf-transfer==0.1.9"),
     *("matplotlib==3.11.2", "modelscope==1.40.2", "omegaconf==2.4.0", "scipy==1.17.1", "sentencepiece==0.2.3"),
     *("sse-starlette==3.7.0", "tiktoken==0.14.0", "torchdata==0.11.0", "tyro==0.8.14"),
 )
