@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 FLOOR := .venv-floor
 FLOOR_READY := $(FLOOR)/.ready
 
-.PHONY: demo demo-rwkv test test-floor check-all dist lint clean
+.PHONY: demo demo-rwkv test test-floor check-all check-programs dist lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test   run the test suite"
 	@echo "make test-floor  run the tests of the method and of conversion with the oldest PEFT and Transformers that are supported"
 	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, damaged files, kills (an hour)"
+	@echo "make check-programs  run programs that others wrote, with Bone (docs/programs.md; an hour)"
 	@echo "make dist   build a release (docs/releasing.md)"
 	@echo "make lint   check style and types"
 	@echo "make clean  remove the virtual environment and all that was built"
@@ -59,6 +60,18 @@ check-all: $(READY)
 	$(BIN)/python -m fuzz.kill --disk-full --count 63 | tee checks/last/disk-full.txt
 	$(BIN)/python -m fuzz.odd_input | tee checks/last/odd-input.txt
 
+# Each in an environment of its own, which it makes from the package index. Three are no packages: BONE, RWKV_PEFT and PEFT
+# are paths of clones, and without them these are left out.
+PROGRAMS = trainers lm_eval swift embeddings llama_factory axolotl unsloth $(if $(BONE),paper) \
+    $(if $(RWKV_PEFT),rwkv_peft) $(if $(PEFT),method_comparison)
+CLONE_paper = --checkout $(BONE)
+CLONE_rwkv_peft = --checkout $(RWKV_PEFT)
+CLONE_method_comparison = --checkout $(PEFT)
+check-programs: $(PROGRAMS:%=check-program-%)
+check-program-%: $(READY)
+	@echo "python -m checks.programs.$* $(CLONE_$*)"
+	@$(BIN)/python -m checks.programs.$* $(CLONE_$*)
+
 # docs/releasing.md
 VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' src/bone_peft/__init__.py)
 dist: $(READY)
@@ -77,4 +90,4 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache --no-logo
 
 clean:
-	rm -rf $(VENV) $(FLOOR) runs build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) .venv-programs runs build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,27 +1,21 @@
 """lm-evaluation-harness with ``peft=`` a Bone adapter: the score is that of the merged model.
 
-    python -m checks.programs.lm_eval --python ENVIRONMENT/bin/python
+    python -m checks.programs.lm_eval
 
-ENVIRONMENT has lm-eval and bone-peft. Run after ``bone activate`` (which is undone), on a CPU.
+Run after ``bone activate`` (which is undone), on a CPU.
 """
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from peft import get_peft_model
-from torch import nn
-from transformers import AutoModelForCausalLM
+from bone_peft import merge
 
-from bone_peft import BoneConfig, merge
+from .environment import activated, arguments, python_of, run
+from .tiny import make_adapter, make_base, versions, write_rows
 
-from .tiny import make_base, versions, write_rows
-
+_NEEDS = ("lm-eval==0.4.13", "transformers==5.5.4", "peft==0.21.2")
 _TASK = """task: sums
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {rows}}}}}
@@ -35,25 +29,16 @@ _LIMIT = 40  # rows
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", type=Path, required=True)
-    python = str(parser.parse_args().python.absolute())
+    python = python_of(arguments(__doc__).parse_args(), "lm_eval", *_NEEDS)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         base = make_base(work / "base")
-        torch.manual_seed(0)
-        config = BoneConfig(r=16, target_modules="all-linear", init_weights="bat")
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-        for name, parameter in model.named_parameters():
-            if "bone_" in name:
-                nn.init.normal_(parameter, std=0.05)
-        model.save_pretrained(work / "adapter")
+        make_adapter(base, work / "adapter", r=16, init_weights="bat")
         merge(str(base), str(work / "adapter"), work / "merged")
         rows = write_rows(work / "rows.jsonl", "question", "answer")
         (work / "tasks").mkdir()
         (work / "tasks/sums.yaml").write_text(_TASK.format(rows=rows))
-        subprocess.run([python, "-m", "bone_peft", "activate"], check=True, capture_output=True)
-        try:
+        with activated(python):
             scores = {
                 name: _score(python, work, arguments)
                 for name, arguments in {
@@ -62,8 +47,6 @@ def main() -> int:
                     "merged": f"pretrained={work / 'merged'}",
                 }.items()
             }
-        finally:
-            subprocess.run([python, "-m", "bone_peft", "deactivate"], check=True, capture_output=True)
     print(versions(python, "lm_eval", "transformers", "peft", "torch"))
     print("perplexity:", ", ".join(f"{name} {score:.9e}" for name, score in scores.items()))
     apart = abs(scores["peft="] - scores["merged"]) / scores["merged"]
@@ -74,10 +57,7 @@ def _score(python: str, work: Path, arguments: str) -> float:
     command = [python, "-m", "lm_eval", "--model", "hf", "--model_args", f"{arguments},dtype=float32"]
     command += ["--tasks", "sums", "--include_path", str(work / "tasks"), "--device", "cpu", "--limit", str(_LIMIT)]
     command += ["--batch_size", "8", "--output_path", str(work / "scores")]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"lm_eval failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    run(command, work)
     newest = max((work / "scores").rglob("*.json"), key=lambda path: path.stat().st_mtime)
     return float(json.loads(newest.read_text())["results"]["sums"]["perplexity,none"])
 

@@ -1,39 +1,40 @@
 """The paper's own ``finetune.py``, byte for byte: does it learn with ours what it learns with PEFT's own?
 
-    python -m checks.programs.paper --checkout Bone --python ENVIRONMENT/bin/python
+    python -m checks.programs.paper --checkout Bone
 
-``Bone`` is a clone of https://github.com/JL-er/Bone; ENVIRONMENT has PEFT 0.18, Transformers 4.57, datasets and
-bone-peft. The arguments are those of its ``run_bone.sh``, but for paths, sizes, launcher and ``--use_cpu``. Run twice
-in float32 and twice in bfloat16: as it is, and after ``bone activate`` (which is undone).
+``Bone`` is a clone of https://github.com/JL-er/Bone. The arguments are those of its ``run_bone.sh``, but for paths,
+sizes, launcher and ``--use_cpu``. Run twice in float32 and twice in bfloat16: as it is, and after ``bone activate``
+(which is undone).
 """
 
-import argparse
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from .environment import activated, arguments, python_of, run
 from .tiny import make_base, versions, write_rows
 
+_NEEDS = ("peft==0.18.1", "transformers==4.57.6", "datasets==4.8.4")
 _LIMITS = {"False": 1e-5, "True": 1e-2}  # of --bf16: how far losses may be apart, relatively
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--checkout", type=Path, required=True)
-    parser.add_argument("--python", type=Path, required=True)
     given = parser.parse_args()
+    python = python_of(given, "paper", *_NEEDS)
     wrong = 0
-    print(versions(str(given.python.absolute()), "peft", "transformers", "torch"))
+    print(versions(python, "peft", "transformers", "torch"))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         make_base(work / "base")
         write_rows(work / "data/rows.jsonl", "query", "response")
         for bf16, limit in _LIMITS.items():
-            own, own_seconds = _run(given, work, bf16, active=False)
-            ours, seconds = _run(given, work, bf16, active=True)
+            with activated(python, False):
+                own, own_seconds = _run(python, given.checkout, work, bf16)
+            with activated(python):
+                ours, seconds = _run(python, given.checkout, work, bf16)
             apart = max(abs(a - b) / a for a, b in zip(own, ours, strict=True))
             wrong += apart > limit
             print(
@@ -43,19 +44,10 @@ def main() -> int:
     return int(wrong > 0)
 
 
-def _run(given: argparse.Namespace, work: Path, bf16: str, active: bool) -> tuple[list[float], float]:
+def _run(python: str, checkout: Path, work: Path, bf16: str) -> tuple[list[float], float]:
     """Every logged loss, and the seconds of training."""
-    bone = [str(given.python.absolute()), "-m", "bone_peft"]
-    subprocess.run([*bone, "activate" if active else "deactivate"], check=True, capture_output=True)
-    try:
-        return _losses(given, work, bf16)
-    finally:
-        subprocess.run([*bone, "deactivate"], check=True, capture_output=True)
-
-
-def _losses(given: argparse.Namespace, work: Path, bf16: str) -> tuple[list[float], float]:
-    launched = [str(given.python.absolute()), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    arguments = {
+    launched = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    options = {
         "model_name_or_path": work / "base",
         "use_bone": True,
         "target_modules": "q_proj,v_proj,k_proj,o_proj,gate_proj,down_proj,up_proj",
@@ -79,26 +71,13 @@ def _losses(given: argparse.Namespace, work: Path, bf16: str) -> tuple[list[floa
         "report_to": "none",
         "seed": 1,
     }
-    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-        "HF_HOME": str(work / "hf"),
-    }
-    done = subprocess.run(
-        [*launched, "finetune.py", *flags, "--dataset_field", "query", "response"],
-        cwd=given.checkout,
-        env=os.environ | quiet,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    text = done.stdout + done.stderr
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [*launched, "finetune.py", *flags, "--dataset_field", "query", "response"]
+    text = run(command, work, cwd=checkout)
     losses = [float(loss) for loss in re.findall(r"'loss': ([0-9.]+)", text)]
     seconds = re.search(r"'train_runtime': ([0-9.]+)", text)
-    if done.returncode or not losses or seconds is None:
-        raise SystemExit(f"finetune.py failed:\n{text[-2000:]}")
+    if not losses or seconds is None:
+        raise SystemExit(f"finetune.py logged nothing:\n{text[-2000:]}")
     return losses, float(seconds[1])
 
 

