@@ -7,12 +7,13 @@ import pickle
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload, dispatch_model
 from peft import PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import JetMoeConfig, JetMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from bone_peft import BoneConfig, BoneError, BoneLayer
 from bone_peft.method.tuner.experts.kinds import kind_of
@@ -509,3 +510,38 @@ def test_nothing_of_the_size_of_the_weights_is_kept(variant):
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes = [t.numel() for t in kept if t.untyped_storage().data_ptr() not in own]
     assert max(sizes) < EXPERTS * HIDDEN * 2 * INNER
+
+
+@variants
+def test_models_that_accelerate_has_placed(variant):
+    base = qwen()
+    expected = tuned(variant, copy.deepcopy(base))
+    placed = dispatch_model(copy.deepcopy(base), {"": "cpu"}, force_hooks=True)
+    model = get_peft_model(placed, config_for(variant, target_modules="all-linear")).eval()
+    model.load_state_dict({k: v for k, v in expected.state_dict().items() if ".bone_" in k}, strict=False)
+    torch.testing.assert_close(logits(model), logits(expected))
+    torch.testing.assert_close(logits(model.unload()), logits(base))
+
+
+def test_experts_that_are_offloaded():
+    placed = cpu_offload(qwen())
+    with pytest.raises(BoneError, match=r"experts\.gate_up_proj is offloaded, and Bone adapts experts that stay"):
+        get_peft_model(placed, config_for("bone", target_modules=["gate_up_proj"]))
+
+
+def test_experts_in_eight_bits():
+    model = qwen()
+    for layer in model.model.layers:
+        layer.mlp.experts.down_proj.data = layer.mlp.experts.down_proj.data.to(torch.float8_e4m3fn)
+    with pytest.raises(BoneError, match=r"experts\.down_proj holds its experts as float8_e4m3fn, and Bone adapts"):
+        get_peft_model(model, config_for("bone", target_modules=["down_proj"]))
+
+
+def test_stacks_of_another_kind():
+    model = JetMoeForCausalLM(
+        JetMoeConfig(**{**SMALL, "num_local_experts": 4, "kv_channels": 8, "num_key_value_heads": 2})
+    )
+    with pytest.warns(UserWarning, match=r"input_linear\.weight.*is a stack of matrices of a JetMoeParallelExperts"):
+        get_peft_model(copy.deepcopy(model), config_for("bone", target_modules="all-linear"))
+    with pytest.raises(BoneError, match=r"input_linear\.weight is a stack of matrices of a JetMoeParallelExperts"):
+        get_peft_model(model, config_for("bone", target_modules=[], target_parameters=["input_linear.weight"]))

@@ -48,6 +48,7 @@ _TYPES: dict[str, tuple[Any, ...]] = {
     "revision": ("name", str),
     "task_type": ("name", str),
     "target_modules": _NAMES,
+    "target_parameters": ("list of names", list),
     "exclude_modules": _NAMES,
     "layers_pattern": _NAMES,
     "modules_to_save": ("list of names", list),

@@ -24,7 +24,7 @@ from . import attention
 from .config import BoneConfig
 from .experts import separate
 from .experts.experts_layer import BoneExperts
-from .experts.fused import FusedLinear, check_dtype
+from .experts.fused import FusedLinear, check_held
 from .experts.left_out import left_out
 from .experts.named import is_parameter, named_by_part
 from .experts.unfolding import fold, is_unfolded, layers_of, unfold_all
@@ -273,7 +273,7 @@ class BoneModel(Tuner):
         if refusal is not None:
             raise BoneError(f"{current_key} {refusal}.")
         if isinstance(target, FusedLinear):
-            check_dtype(current_key, target.weight)
+            check_held(current_key, target.weight, parent)
             with _naming(current_key):
                 experts = BoneExperts(target, adapter_name, r, config=peft_config)
             if adapter_name not in self.active_adapters:

@@ -71,10 +71,15 @@ def number_of_experts(layer: Any) -> int:
     return base.experts
 
 
-def check_dtype(name: str, weight: Tensor) -> None:
-    """Raise ``BoneError`` if the parameter holds no floating point numbers to compute with."""
+def check_held(name: str, weight: Tensor, experts: nn.Module) -> None:
+    """Raise ``BoneError`` if the parameter is not there to compute with, in floating point."""
     if weight.dtype not in FLOATS:
         raise BoneError(
             f"{name} holds its experts as {str(weight.dtype).removeprefix('torch.')}, and Bone adapts experts in "
             "floating point: load the model dequantized, or name it in exclude_modules."
+        )
+    if weight.is_meta and "_hf_hook" in vars(experts):
+        raise BoneError(
+            f"{name} is offloaded, and Bone adapts experts that stay where they are computed: give the model another "
+            "device_map, or name it in exclude_modules."
         )

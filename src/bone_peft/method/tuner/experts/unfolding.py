@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +54,13 @@ def unfold(module: nn.Module, kind: Any) -> None:
         module.add_module(name, layer)
     original: Any = type(module)
     module.__class__ = _with_layers(original, kind)
+    _bind_forward(module)
+
+
+def _bind_forward(module: nn.Module) -> None:
+    """Accelerate keeps the forward that its hook goes around, of the class that the module was of."""
+    if "_old_forward" in module.__dict__:
+        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
 
 
 def unfold_all(model: nn.Module) -> None:
@@ -82,6 +90,7 @@ def fold(module: nn.Module) -> None:
         if layer._parameters["bias"] is not None:
             found[f"{name}_bias"] = layer._parameters["bias"]
     module.__class__ = _original(module)
+    _bind_forward(module)
     order = module.__dict__.pop("_bone_order")
     module._parameters.update(found)
     rest = dict(module._parameters)
