@@ -9,7 +9,15 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from bone_peft import BoneConfig
 from bone_peft.files.bases import load_base
@@ -44,6 +52,28 @@ def make_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+    return folder
+
+
+def make_mixture(base: Path, folder: Path) -> Path:
+    """A Qwen3-MoE with random weights and the tokenizer of ``base``."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        hidden_size=128,
+        moe_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
     return folder
 
 

@@ -2,13 +2,14 @@
 
     python -m checks.programs.trainers
 
-In the environment that it is started in, on a CPU, with a tiny base.
+In the environment that it is started in, on a CPU, with a tiny base, and with a tiny mixture of experts.
 """
 
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from bone_peft import BoneConfig
 
-from .tiny import SUMS, make_base, versions
+from .tiny import SUMS, make_base, make_mixture, versions
 
 _STEPS = 6
 _VARIANTS: dict[str, dict[str, Any]] = {"Bone": {"r": 16}, "Bat": {"r": 16, "init_weights": "bat"}}
@@ -89,14 +90,16 @@ def main() -> int:
     print(versions(sys.executable, "trl", "transformers", "peft", "torch"))
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base")
-        for name, make in _TRAINERS.items():
-            for variant, options in _VARIANTS.items():
-                try:
-                    said = tried(base, Path(folder) / name / variant, make, options)
-                except Exception as error:
-                    wrong += 1
-                    said = f"FAILED: {type(error).__name__}: {error}"
-                print(f"{name}, {variant}: {said}", flush=True)
+        bases = {"Llama": base, "Qwen3-MoE": make_mixture(base, Path(folder) / "mixture")}
+        for (name, make), (variant, options), (kind, base) in product(
+            _TRAINERS.items(), _VARIANTS.items(), bases.items()
+        ):
+            try:
+                said = tried(base, Path(folder) / name / variant / kind, make, options)
+            except Exception as error:
+                wrong += 1
+                said = f"FAILED: {type(error).__name__}: {error}"
+            print(f"{name}, {variant}, {kind}: {said}", flush=True)
     return int(wrong > 0)
 
 
