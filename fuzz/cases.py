@@ -65,6 +65,15 @@ def readers(sentinel: Path, sources: Path) -> list[Case]:
     def into_gguf(path: Path, out: Path) -> list[Words]:
         return [["merge", "--base", path / "base.gguf", "--adapter", sources / "gguf-adapter", "--out", out / "merged"]]
 
+    mixture, experts = sources / "mixture", sources / "experts"
+
+    def fold_experts(path: Path, out: Path) -> list[Words]:
+        folded: Words = ["merge", "--base", mixture, "--adapter", path, "--out", out / "merged"]
+        return [folded, ["convert", path, "--to", "lora", "--base", mixture, "--out", out / "lora"]]
+
+    def into_mixture(path: Path, out: Path) -> list[Words]:
+        return [["merge", "--base", path, "--adapter", experts, "--out", out / "merged"]]
+
     weights, config = "adapter_model.safetensors", "adapter_config.json"
     return [
         Case(adapter, weights, mutations.SAFETENSORS, read),
@@ -76,6 +85,10 @@ def readers(sentinel: Path, sources: Path) -> list[Case]:
         Case(base, "model.safetensors", mutations.SAFETENSORS, into),
         Case(base, "config.json", config_ways, into),
         Case(base, "config.json", config_ways, cost),
+        Case(experts, weights, mutations.SAFETENSORS, fold_experts),
+        Case(experts, config, mutations.JSON, fold_experts),
+        Case(mixture, "model.safetensors", mutations.SAFETENSORS, into_mixture),
+        Case(mixture, "config.json", config_ways, into_mixture),
         Case(rwkv / "bone", "adapter.pth", torch_ways, read_file),
         Case(rwkv / "bat", "adapter.pth", torch_ways, read_file),
         Case(rwkv / "bone", "base.pth", torch_ways, into_file),
@@ -120,9 +133,10 @@ def runners(command: str, sentinel: Path, sources: Path) -> list[Case]:
 
 
 def make_sources(folder: Path) -> Path:
-    """A tiny base with a chat template, an adapter on it, rows, a recipe and a GGUF file, all sound."""
+    """A tiny base with a chat template, an adapter on it, the same of experts, rows, a recipe and GGUF, all sound."""
     sys.path.insert(0, str(ROOT))
     from peft import get_peft_model
+    from tests.files.test_files_with_experts import qwen
     from tests.files.test_ties import write_gguf
     from tests.models import config_for, llama, randomize
     from tests.runs.tiny import make_base, sums, write_rows
@@ -131,6 +145,10 @@ def make_sources(folder: Path) -> Path:
     make_base(folder / "chat", chat=True)
     model = AutoModelForCausalLM.from_pretrained(folder / "chat")
     randomize(get_peft_model(model, config_for("bone"))).save_pretrained(folder / "adapter")
+    qwen().save_pretrained(folder / "mixture")
+    model = AutoModelForCausalLM.from_pretrained(folder / "mixture")
+    tuned = get_peft_model(model, config_for("bone", target_modules="all-linear"))
+    randomize(tuned).save_pretrained(folder / "experts")
     for name in ("rows", "recipe", "gguf"):
         (folder / name).mkdir()
     write_rows(folder / "rows" / "rows.jsonl", sums(8))

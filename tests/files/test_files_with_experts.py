@@ -1,6 +1,7 @@
 """Adapters of experts in files: merged into what a checkpoint has, and handed to other programs."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -148,3 +149,19 @@ def test_what_cannot_be_converted(tmp_path):
     other = Qwen3MoeForCausalLM(Qwen3MoeConfig(**OPTIONS, moe_intermediate_size=24, num_experts=6))
     with pytest.raises(BoneError, match=r"does not fit this base: .*experts\.\w+' is 6 x "):
         merge(str(saved(other, tmp_path / "other")), folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("change", "shown"), [("shape", r"of shape \(32, 32\)"), ("number", r"as \(4, 32\)")])
+def test_weights_of_another_model(change, shown, tmp_path):
+    base = saved(qwen(), tmp_path / "base", torch.float32)
+    live = AutoModelForCausalLM.from_pretrained(base)
+    folder = adapter(live, tmp_path / "adapter", config_for("bone", target_modules=["q_proj"]))
+    weights = load_file(base / "model.safetensors")
+    if change == "shape":
+        weights["model.layers.1.mlp.experts.3.up_proj.weight"] = torch.zeros(32, 32)
+    else:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"num_experts": 3, "num_local_experts": 3}))
+    save_file(weights, base / "model.safetensors")
+    with pytest.raises(BoneError, match=rf"config\.json asks for .* and the weights hold .*{shown}"):
+        merge(str(base), folder, tmp_path / "out")

@@ -199,6 +199,15 @@ def check_stored(model: nn.Module, names: Names, shapes: Mapping[str, tuple[int,
                 f"{where} asks for {parameter} of shape {tuple(known[parameter].shape)}, and the weights hold it as "
                 f"{shapes[name]}: they are of different models."
             )
+    for name, (parameter, expert, _, parts) in names.experts.items():
+        experts = fused(model, parameter)
+        if experts is not None:
+            wanted = (experts.out_features // parts, experts.in_features)
+            if shapes[name] != wanted or expert >= experts.experts:
+                raise BoneError(
+                    f"{where} asks for {experts.experts} experts of shape {wanted} in {parameter}, and the weights "
+                    f"hold {name} of shape {shapes[name]}: they are of different models."
+                )
     tied = ties(model)
     stored = {*names.parameters.values(), *names.converted}
     stored |= {name for tie in tied.items() if stored.intersection(tie) for name in tie}

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from bone_peft.errors import BoneError
+from bone_peft.io.names import brief
 from bone_peft.method.tuner.patterns import pattern_key
 from bone_peft.method.variants import VARIANTS, Params
 
@@ -105,7 +106,10 @@ def write(adapter: Adapter, path: Path) -> None:
         "alpha_pattern": dict(sized.rank_pattern or {}),
     }
     options |= peft_folder.common_options(adapter.config)
-    config = LoraConfig(lora_dropout=adapter.config.bottleneck_dropout or 0.0, **options)
+    try:
+        config = LoraConfig(lora_dropout=adapter.config.bottleneck_dropout or 0.0, **options)
+    except ValueError as error:
+        raise BoneError(f"PEFT's LoRA cannot have the options of this adapter: {brief(error)}") from None
     names = {ours: theirs for theirs, ours in _NAMES.items()}
     named = [(f"{module}.{names[name]}", t) for module, params in adapter.layers.items() for name, t in params.items()]
     peft_folder.write_folder(path, config, named, adapter.whole)
