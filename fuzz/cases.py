@@ -68,8 +68,10 @@ def readers(sentinel: Path, sources: Path) -> list[Case]:
     mixture, experts = sources / "mixture", sources / "experts"
 
     def fold_experts(path: Path, out: Path) -> list[Words]:
-        folded: Words = ["merge", "--base", mixture, "--adapter", path, "--out", out / "merged"]
-        return [folded, ["convert", path, "--to", "lora", "--base", mixture, "--out", out / "lora"]]
+        return [["merge", "--base", mixture, "--adapter", path, "--out", out / "merged"]]
+
+    def lora_of_experts(path: Path, out: Path) -> list[Words]:
+        return [["convert", path, "--to", "lora", "--base", mixture, "--out", out / "lora"]]
 
     def into_mixture(path: Path, out: Path) -> list[Words]:
         return [["merge", "--base", path, "--adapter", experts, "--out", out / "merged"]]
@@ -86,7 +88,9 @@ def readers(sentinel: Path, sources: Path) -> list[Case]:
         Case(base, "config.json", config_ways, into),
         Case(base, "config.json", config_ways, cost),
         Case(experts, weights, mutations.SAFETENSORS, fold_experts),
+        Case(experts, weights, mutations.SAFETENSORS, lora_of_experts),
         Case(experts, config, mutations.JSON, fold_experts),
+        Case(experts, config, mutations.JSON, lora_of_experts),
         Case(mixture, "model.safetensors", mutations.SAFETENSORS, into_mixture),
         Case(mixture, "config.json", config_ways, into_mixture),
         Case(rwkv / "bone", "adapter.pth", torch_ways, read_file),
