@@ -109,7 +109,7 @@ def test_multihead_attention_is_what_it_was_once_it_is_merged(variant, tmp_path)
     assert adapted == {"in_proj", "out_proj"}
     randomize(model)
     model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path, low_cpu_mem_usage=True)
     again.add_adapter("second", config(variant, ["attention"]))
     again.delete_adapter("second")
     with torch.no_grad():

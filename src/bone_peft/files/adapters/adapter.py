@@ -93,7 +93,7 @@ class Adapter:
                     f"{self.variant.name} has {', '.join(self.variant.parameters)}: the file is incomplete, or "
                     "its config is of another one."
                 )
-            problem = _shape_problem(self.variant, params)
+            problem = _shape_problem(self.variant, module, params)
             if problem:
                 raise BoneError(f"{where}: {shown(module)} {problem}; the file and its config do not fit.")
         for name, tensor in self.tensors().items():
@@ -141,12 +141,11 @@ class Adapter:
         return replace(self, layers=layers, mini_r=None)
 
 
-def _shape_problem(variant: type[Variant], params: Params) -> str | None:
-    if any(tensor.ndim == 0 for tensor in params.values()):
-        return f"has a single number, which is not {variant.name}"
-    experts = experts_of(variant, params)
-    if experts is not None and all(len(tensor) == experts for tensor in params.values()):
-        params = {name: tensor[:1][0] for name, tensor in params.items()} if experts else params
+def _shape_problem(variant: type[Variant], module: str, params: Params) -> str | None:
+    # Every model calls the module with the experts by this name.
+    experts = experts_of(variant, params) if ".experts." in f".{module}" else None
+    if experts and all(tensor.ndim > 0 and len(tensor) == experts for tensor in params.values()):
+        params = of_expert(variant, params, 0)
     shapes = {name: tuple(tensor.shape) for name, tensor in params.items()}
     dimensions = {name: len(shape) for name, shape in variant.shapes(1, 1, 1).items()}
     if any(0 in shape for shape in shapes.values()):
