@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .bat_weight import bat_weight_torch
 from .grouped import grouped_bat, grouped_block_product, grouped_product
 
 
@@ -70,21 +71,15 @@ class Routing:
         """``W' x``, with ``x (rows, in)``, a function for ``W (experts, out, in)``, ``B (experts, out/r, r, r)``."""
         if self.ends is not None:
             return grouped_bat(x, weight, block, self.ends)
-        own, blocks = weight()[self.experts], block[self.experts].to(x.dtype)
-        rows, out, features = own.shape
-        r = block.shape[-1]
-        wide = own.reshape(rows, out // r, -1, r)
-        product = torch.matmul(wide, blocks).view(rows, out // r, r, -1, r) + blocks[:, :, :, None, :]
-        return self._vector(x, own + product.view(rows, out, features))
+        # The rows together are one weight with more block rows.
+        own = weight()[self.experts]
+        new = bat_weight_torch(own.flatten(0, 1), block[self.experts].flatten(0, 1)).view(own.shape)
+        return torch.bmm(new, x[:, :, None])[:, :, 0]
 
     def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
         if self.ends is not None:
             return grouped_product(x, matrix, self.ends)
         return torch.bmm(x[:, None], matrix[self.experts].to(x.dtype))[:, 0]
-
-    @staticmethod
-    def _vector(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.bmm(weight, x[:, :, None])[:, :, 0]
 
 
 def route(experts: Tensor, number: int, in_order: bool) -> tuple[Routing, Tensor | None]:
