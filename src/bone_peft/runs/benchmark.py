@@ -149,12 +149,13 @@ def _in_a_process(name: str, whole: Whole) -> dict[str, Any]:
 def make_base(folder: Path, shape: str, layers: int | None, tokenizer: str, device: str) -> None:
     """Write a base of a shape with random weights, its vocabulary cut to that of a tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bone_peft.costs.bench.shapes import config_of
     from bone_peft.files.bases import load_base
 
-    _, words = load_base(tokenizer)
+    is_alone = (Path(tokenizer) / "tokenizer_config.json").is_file()
+    words = AutoTokenizer.from_pretrained(tokenizer) if is_alone else load_base(tokenizer)[1]
     config = config_of(shape)
     config.vocab_size = len(words)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = words.bos_token_id, words.eos_token_id, None

@@ -60,4 +60,12 @@ def contestant(name: str, base: nn.Module, setting: Setting) -> nn.Module:
     if name == FLOOR:
         return model
     config = _METHODS[name.removesuffix(_LOW)](setting)
+    if isinstance(config, LoraConfig) and not config.use_dora:
+        config.target_parameters = _experts_of(base)  # Ours and no other method of PEFT's find them by themselves
     return get_peft_model(model, config, autocast_adapter_dtype=not name.endswith(_LOW))
+
+
+def _experts_of(base: nn.Module) -> list[str] | None:
+    """The parameters that hold the matrices of all experts, by the ends of their names."""
+    names = {".".join(name.split(".")[-2:]) for name, p in base.named_parameters() if p.ndim == 3 and "experts" in name}
+    return sorted(names) or None

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from bone_peft.errors import BoneError
 from bone_peft.files.checkpoints.outline import load_config
 from bone_peft.io.json_file import read_json
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> Any:
+def _sizes(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> Any:
     return {
         "hidden_size": hidden,
         "intermediate_size": inner,
@@ -26,11 +26,18 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
     }
 
 
-SHAPES: dict[str, Any] = {
-    "llama2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
-    "llama3.2-3b": _llama(3072, 8192, 28, 24, 8, 128256, head_dim=128, tie_word_embeddings=True),
-    "smollm2": _llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
-    "tiny": _llama(64, 128, 2, 2, 2, 256),
+def _mixture(experts: int, each: int, width: int) -> Any:
+    """Each token goes to ``each`` of ``experts``, whose inner size is ``width``."""
+    return {"num_experts": experts, "num_experts_per_tok": each, "moe_intermediate_size": width}
+
+
+SHAPES: dict[str, tuple[type[PretrainedConfig], Any]] = {
+    "llama2-7b": (LlamaConfig, _sizes(4096, 11008, 32, 32, 32, 32000)),
+    "llama3.2-3b": (LlamaConfig, _sizes(3072, 8192, 28, 24, 8, 128256, head_dim=128, tie_word_embeddings=True)),
+    "smollm2": (LlamaConfig, _sizes(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)),
+    "qwen3-30b-a3b": (Qwen3MoeConfig, _sizes(2048, 6144, 48, 32, 4, 151936, head_dim=128, **_mixture(128, 8, 768))),
+    "tiny": (LlamaConfig, _sizes(64, 128, 2, 2, 2, 256)),
+    "tiny-experts": (Qwen3MoeConfig, _sizes(64, 128, 2, 2, 2, 256, head_dim=32, **_mixture(4, 2, 32))),
 }
 
 
@@ -41,7 +48,8 @@ def config_of(shape: str) -> PretrainedConfig:
         BoneError: if it is neither.
     """
     if shape in SHAPES:
-        return LlamaConfig(**SHAPES[shape])
+        kind, sizes = SHAPES[shape]
+        return kind(**sizes)
     path = Path(shape) / "config.json"
     config = load_config(read_json(path), path, "CAUSAL_LM") if path.is_file() else None
     if config is not None:

@@ -6,7 +6,7 @@ size of all matrices is made, but for a gradient of them where one is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from . import dispatch
 from .bat_weight import bat_weight, bat_weight_backward
 from .operator import operator
+from .spans import spans
 
 
 def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
@@ -32,20 +33,6 @@ def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
         ``(rows, b)`` in the dtype of ``x``.
     """
     return _Product.apply(x, matrices, ends)
-
-
-def grouped_block_product(x: Tensor, blocks: Tensor, ends: Tensor) -> Tensor:
-    """``D_ei x_ti`` for each block ``i`` of each row ``t`` of expert ``e``.
-
-    Args:
-        x: ``(rows, n * r)``.
-        blocks: ``D (experts, n, r, r)``, of any dtype; its gradient has the same.
-        ends: ``(experts,)``.
-
-    Returns:
-        ``(rows, n * r)`` in the dtype of ``x``.
-    """
-    return _BlockProduct.apply(x, blocks.mT, ends)
 
 
 def grouped_bat(x: Tensor, weight: Callable[[], Tensor], block: Tensor, ends: Tensor) -> Tensor:
@@ -81,21 +68,12 @@ def _is_aligned(tensor: Tensor) -> bool:
     return all(stride * tensor.element_size() % 16 == 0 for stride in (*outer, columns if rows == 1 else rows))
 
 
-def _spans(ends: Tensor) -> Iterator[tuple[int, slice]]:
-    """Expert and rows, for each that has any. Waits for a GPU."""
-    start = 0
-    for expert, end in enumerate(ends.tolist()):
-        if end > start:
-            yield expert, slice(start, end)
-        start = end
-
-
 @operator("grouped_product(Tensor x, Tensor matrices, Tensor ends) -> Tensor")
 def _product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     if _is_native(x, matrices):
         return F.grouped_mm(x, matrices, offs=ends)
     y = x.new_empty(x.shape[0], matrices.shape[2])
-    for expert, rows in _spans(ends):
+    for expert, rows in spans(ends):
         torch.mm(x[rows], matrices[expert], out=y[rows])
     return y
 
@@ -111,7 +89,7 @@ def _outer(x: Tensor, dy: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
     if _is_native(x, dy):
         return F.grouped_mm(x.mT, dy, offs=ends).to(dtype)
     found = torch.zeros(len(ends), x.shape[1], dy.shape[1], dtype=dtype, device=x.device)
-    for expert, rows in _spans(ends):
+    for expert, rows in spans(ends):
         found[expert] = x[rows].mT @ dy[rows]
     return found
 
@@ -119,45 +97,6 @@ def _outer(x: Tensor, dy: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
 @_outer.fake
 def _(x: Tensor, dy: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(len(ends), x.shape[1], dy.shape[1], dtype=dtype)
-
-
-@operator("grouped_block_product(Tensor x, Tensor matrices, Tensor ends) -> Tensor")
-def _block_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    n, a = matrices.shape[1:3]
-    wide, y = x.view(-1, n, a), torch.empty_like(x).view(-1, n, a)
-    if _is_native(x, matrices):
-        for i in range(n):
-            y[:, i] = F.grouped_mm(wide[:, i], matrices[:, i], offs=ends)
-        return y.view(x.shape)
-    for expert, rows in _spans(ends):
-        y[rows] = torch.bmm(wide[rows].transpose(0, 1), matrices[expert]).transpose(0, 1)
-    return y.view(x.shape)
-
-
-@_block_product.fake
-def _(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@operator("grouped_block_outer(Tensor x, Tensor dy, Tensor ends, int n, ScalarType dtype) -> Tensor")
-def _block_outer(x: Tensor, dy: Tensor, ends: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """The same as ``_outer`` for each block: ``(experts, n, r, r)``."""
-    r = x.shape[1] // n
-    wide, dwide = x.view(-1, n, r), dy.view(-1, n, r)
-    found = torch.zeros(len(ends), n, r, r, dtype=dtype, device=x.device)
-    if _is_native(x, dy):
-        for i in range(n):
-            found[:, i] = F.grouped_mm(wide[:, i].mT, dwide[:, i], offs=ends)
-        return found
-    for expert, rows in _spans(ends):
-        found[expert] = torch.bmm(wide[rows].permute(1, 2, 0), dwide[rows].transpose(0, 1))
-    return found
-
-
-@_block_outer.fake
-def _(x: Tensor, dy: Tensor, ends: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    r = x.shape[1] // n
-    return x.new_empty(len(ends), n, r, r, dtype=dtype)
 
 
 @operator("grouped_bat_weight(Tensor weight, Tensor block) -> Tensor")
@@ -200,26 +139,6 @@ class _Product(Function):
         needs, dy = ctx.needs_input_grad, dispatch.rows(dy)
         dx = _product(dy, matrices.mT, ends) if needs[0] else None
         return dx, _outer(x, dy, ends, ctx.dtype) if needs[1] else None, None
-
-
-class _BlockProduct(Function):
-    """``x (rows, n * r)`` with ``matrices (experts, n, r, r)``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-        rounded, x = matrices.to(x.dtype), x.contiguous()
-        ctx.like = matrices.shape[1], matrices.dtype
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs[1] else None, rounded if needs[0] else None, ends)
-        return _block_product(x, rounded, ends)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, matrices, ends = ctx.saved_tensors
-        needs, dy = ctx.needs_input_grad, dy.contiguous()
-        dx = _block_product(dy, matrices.mT, ends) if needs[0] else None
-        return dx, _block_outer(x, dy, ends, *ctx.like) if needs[1] else None, None
 
 
 class _Bat(Function):

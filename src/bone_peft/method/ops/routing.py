@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .bat_weight import bat_weight_torch
-from .grouped import grouped_bat, grouped_block_product, grouped_product
+from .grouped import grouped_bat, grouped_product
+from .grouped_bat_input import grouped_bat_input
+from .token_sums import rows_of_tokens, sums_of_rows
 
 
 @dataclass(frozen=True)
@@ -19,21 +21,31 @@ class Routing:
     Attributes:
         experts: ``(rows,)``, the expert of each row.
         tokens: ``(rows,)``, the token of each row.
-        number: of tokens.
-        has_rows: whether tensors have rows already.
+        order: ``(rows,)``, which of the choices ``(tokens, k)``, counted through, each row is.
+        places: ``(tokens, k)``, the row of each choice.
         ends: ``(number of experts,)`` in int32, where the rows of each expert end. ``None`` if rows lie in any order:
             each then takes a copy of its expert's matrices, which is less work if there are few.
+        has_rows: whether tensors have rows already.
     """
 
     experts: Tensor
     tokens: Tensor
-    number: int
+    order: Tensor
+    places: Tensor
     ends: Tensor | None
     has_rows: bool = False
 
     def rows(self, x: Tensor) -> Tensor:
         """``(tokens, features)`` to ``(rows, features)``."""
-        return x if self.has_rows else x[self.tokens]
+        return x if self.has_rows else rows_of_tokens(x, self.tokens, self.places)
+
+    def choices(self, weights: Tensor) -> Tensor:
+        """``(tokens, k)`` to ``(rows,)``."""
+        return rows_of_tokens(weights.reshape(-1, 1), self.order, self.places.view(-1, 1)).view(-1)
+
+    def sums(self, y: Tensor) -> Tensor:
+        """``(rows, features)`` to ``(tokens, features)``: the sum of each token's rows."""
+        return sums_of_rows(y, self.tokens, self.places)
 
     @property
     def of_rows(self) -> Routing:
@@ -59,13 +71,20 @@ class Routing:
             x = self._product(x, matrix)
         return x
 
-    def block_product(self, x: Tensor, blocks: Tensor) -> Tensor:
-        """``D_i x_i`` for each block ``i``, with ``x (rows, in)`` and ``D (experts, in/r, r, r)``."""
+    def bat_input(self, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """``z = x + u (rows, in)`` and ``v = sum_i u_i (rows, r)`` with ``u_i = D_i x_i``.
+
+        Args:
+            x: ``(tokens, in)``.
+            blocks: ``D (experts, in/r, r, r)``, of any dtype.
+        """
         if self.ends is not None:
-            return grouped_block_product(x, blocks, self.ends)
+            of_tokens = (None, None) if self.has_rows else (self.tokens, self.places)
+            return grouped_bat_input(x, blocks, self.ends, *of_tokens)
+        x = self.rows(x)
         n, r = blocks.shape[1:3]
-        own = blocks[self.experts].to(x.dtype)
-        return torch.einsum("tid,tiad->tia", x.reshape(-1, n, r), own).reshape(x.shape)
+        u = torch.einsum("tid,tiad->tia", x.reshape(-1, n, r), blocks[self.experts].to(x.dtype))
+        return x + u.reshape(x.shape), u.sum(1)
 
     def bat(self, x: Tensor, weight: Callable[[], Tensor], block: Tensor) -> Tensor:
         """``W' x``, with ``x (rows, in)``, a function for ``W (experts, out, in)``, ``B (experts, out/r, r, r)``."""
@@ -82,20 +101,20 @@ class Routing:
         return torch.bmm(x[:, None], matrix[self.experts].to(x.dtype))[:, 0]
 
 
-def route(experts: Tensor, number: int, in_order: bool) -> tuple[Routing, Tensor | None]:
+def route(experts: Tensor, number: int, in_order: bool) -> Routing:
     """The routing of a layer.
 
     Args:
         experts: ``(tokens, k)``, the experts that each token goes to.
         number: of experts.
         in_order: whether rows are to lie in the order of their experts.
-
-    Returns:
-        The routing, and the place in ``(tokens, k)`` of each row; ``None`` if that is the order they are in.
     """
-    (number_of_tokens, k), flat = experts.shape, experts.reshape(-1)
+    k, flat = experts.shape[1], experts.reshape(-1)
+    here = torch.arange(len(flat), device=flat.device)
     if not in_order:
-        return Routing(flat, torch.arange(len(flat), device=flat.device) // k, number_of_tokens, None), None
-    ordered, places = torch.sort(flat, stable=True)
+        return Routing(flat, here // k, here, here.view(experts.shape), None)
+    ordered, order = torch.sort(flat, stable=True)
     ends = torch.searchsorted(ordered, torch.arange(number, device=flat.device), right=True).int()
-    return Routing(ordered, places // k, number_of_tokens, ends), places
+    places = torch.empty_like(order)
+    places[order] = here
+    return Routing(ordered, order // k, order, places.view(experts.shape), ends)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.bat_input_layer import bat_input_layer
+from ..ops.bat_input_layer import add_tiled, bat_input, bat_input_layer
 from ..ops.routing import Routing
 from .bat import BatBase
 from .variant import Below, BelowExperts, Dropout, Params, Variant
@@ -87,12 +87,13 @@ class BatInput(BatBase):
         cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
     ) -> Tensor:
         block = params["bone_block"]
+        dropped = dropout(x) if dropout else x
         if block.ndim == 4:
-            x, routing = routing.rows(x), routing.of_rows
-            u = routing.block_product(dropout(x) if dropout else x, block)
-        else:
-            u = block_product(dropout(x) if dropout else x, block.to(x.dtype))
-        y = below.output(x + u, routing)
-        n, r, _ = block.shape[-3:]
-        v = routing.rows(u.reshape(-1, n, r).sum(-2)).to(y.dtype)
-        return (y.reshape(y.shape[0], -1, r) + v[:, None, :]).reshape(y.shape)
+            z, v = routing.bat_input(dropped, block)
+            if dropout:
+                z = routing.rows(x) + (z - routing.rows(dropped))
+            return add_tiled(below.output(z, routing.of_rows), v)
+        z, v = bat_input(dropped, block)
+        if dropout:
+            z = x + (z - dropped)
+        return add_tiled(below.output(z, routing), routing.rows(v))

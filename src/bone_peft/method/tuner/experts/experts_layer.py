@@ -198,12 +198,13 @@ class BoneExperts(nn.Module, BoneLayer):
             raise BoneError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        if routing.number % len(adapter_names):
+        number = len(routing.places)
+        if number % len(adapter_names):
             raise BoneError(
-                f"The experts get {routing.number} tokens for {len(adapter_names)} rows, so it cannot be "
+                f"The experts get {number} tokens for {len(adapter_names)} rows, so it cannot be "
                 "told which token is whose: leave adapter_names out, or the experts in exclude_modules."
             )
-        own = routing.tokens // (routing.number // len(adapter_names))
+        own = routing.tokens // (number // len(adapter_names))
         return mixed_rows.chosen(own, adapter_names, lambda name: self._forward_with([name], x, routing))
 
     def __repr__(self) -> str:

@@ -81,19 +81,14 @@ def computed(
     first, down = module._modules[_first(module)], module._modules[_DOWN]
     number = number_of_experts(down)
     is_one = index < number
-    weights = torch.where(is_one, weights, 0).reshape(-1)
-    routing, places = route(torch.where(is_one, index, 0), number_of_experts(first), in_order)
+    weights = torch.where(is_one, weights, 0)
+    routing = route(torch.where(is_one, index, 0), number_of_experts(first), in_order)
     y = gate(first(x, routing))
     ends = None if routing.ends is None else routing.ends[:number]
     y = down(y, replace(routing.of_rows, ends=ends))
     if getattr(module, "has_post_expert_norm", False):
         y = module.post_expert_norm(y)
-    y = y * (weights if places is None else weights[places])[:, None]
-    if places is not None:
-        back = torch.empty_like(places)
-        back[places] = torch.arange(len(places), device=places.device)
-        y = y[back]
-    return y.view(*index.shape, -1).sum(1).to(x.dtype)
+    return routing.sums(y * routing.choices(weights)[:, None]).to(x.dtype)
 
 
 def _first(module: Any) -> str:

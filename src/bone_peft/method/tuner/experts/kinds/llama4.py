@@ -37,10 +37,12 @@ def run(module: Any, hidden_states: Tensor) -> Tensor:
     first, down = module.gate_up_proj, module.down_proj
     number, device = number_of_experts(first), hidden_states.device
     tokens = hidden_states.shape[0] // number
+    places = torch.arange(number * tokens, device=device).view(number, tokens).T
     routing = Routing(
         experts=torch.arange(number, device=device).repeat_interleave(tokens),
         tokens=torch.arange(tokens, device=device).repeat(number),
-        number=tokens,
+        order=torch.arange(number * tokens, device=device).view(tokens, number).T.flatten(),
+        places=places.contiguous(),
         ends=torch.arange(1, number + 1, device=device, dtype=torch.int32) * tokens,
         has_rows=True,
     )

@@ -1,0 +1,82 @@
+"""Products by expert, along each path, beside the same computed expert by expert in float64."""
+
+import pytest
+import torch
+
+from bone_peft.method.ops.routing import route
+
+from .layers import DEVICE, HALF, KERNELS, distance, path
+
+EXPERTS, K, R, BLOCKS = 7, 3, 16, 5
+
+PATHS = [("torch", torch.float32), ("torch", torch.bfloat16)] + ([("triton", HALF)] if KERNELS else [])
+paths = pytest.mark.parametrize(("name", "dtype"), PATHS)
+lengths = pytest.mark.parametrize("tokens", [1, 6, 90])
+
+
+def routing_of(tokens):
+    """Most go to one expert, none to two, and some twice to the same."""
+    torch.manual_seed(3)
+    chosen = torch.randint(EXPERTS, (tokens, K))
+    chosen[chosen == 1] = 4
+    chosen[chosen == 6] = 4
+    return chosen, route(chosen.to(DEVICE), EXPERTS, in_order=True)
+
+
+def drawn(*shape, dtype):
+    return torch.randn(shape).to(dtype=dtype, device=DEVICE).requires_grad_()
+
+
+def gradients(outputs, inputs):
+    torch.manual_seed(4)
+    seeds = [torch.randn(y.shape).to(y) for y in outputs]
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, inputs, seeds)]
+
+
+def assert_close(found, exact, dtype):
+    eps = torch.finfo(dtype).eps
+    for mine, truth in zip(found, exact, strict=True):
+        assert mine.isfinite().all()
+        assert distance(mine, truth) <= 4 * eps
+
+
+@paths
+@lengths
+@pytest.mark.parametrize("has_rows", [False, True])
+@pytest.mark.parametrize("kept", [torch.float32, None])
+def test_input_shared_bat(name, dtype, tokens, has_rows, kept):
+    chosen, routing = routing_of(tokens)
+    routing = routing.of_rows if has_rows else routing
+    x = drawn(tokens * K if has_rows else tokens, BLOCKS * R, dtype=dtype)
+    blocks = drawn(EXPERTS, BLOCKS, R, R, dtype=kept or dtype)
+    with path(name):
+        found = gradients(routing.bat_input(x, blocks), (x, blocks))
+    assert [t.dtype for t in found] == [dtype, dtype, dtype, blocks.dtype]
+
+    x64, blocks64 = (t.detach().to(dtype).double().requires_grad_() for t in (x, blocks))
+    z, v = [], []
+    for row, place in enumerate(chosen.flatten().to(DEVICE).sort(stable=True).indices.tolist()):
+        own = (x64[row] if has_rows else x64[place // K]).view(BLOCKS, R)
+        u = [blocks64[chosen.flatten()[place], i] @ own[i] for i in range(BLOCKS)]
+        z.append(x64[row if has_rows else place // K] + torch.cat(u))
+        v.append(torch.stack(u).sum(0))
+    assert_close(found, gradients((torch.stack(z), torch.stack(v)), (x64, blocks64)), dtype)
+
+
+@paths
+@lengths
+def test_tokens_to_rows_and_back(name, dtype, tokens):
+    routing = routing_of(tokens)[1]
+    x, factor = drawn(tokens, 33, dtype=dtype), drawn(tokens, K, dtype=dtype)
+    with path(name):
+        y = routing.sums(routing.rows(x) * routing.choices(factor)[:, None])
+        found = gradients((y,), (x, factor))
+    x64, factor64 = (t.detach().double().requires_grad_() for t in (x, factor))
+    exact = gradients((x64 * factor64.sum(1, keepdim=True),), (x64, factor64))
+    assert_close(found, exact, dtype)
+
+
+def test_gradients_of_gradients():
+    routing = routing_of(4)[1]
+    x = drawn(4, 2, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: routing.sums(routing.rows(x) ** 2), (x,))
