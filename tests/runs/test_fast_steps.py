@@ -13,7 +13,7 @@ from peft import get_peft_model
 from bone_peft.runs.training import fused_parts, graphed_steps, step_trainer, train
 from bone_peft.runs.training.completion_loss import SUMS, completion_loss
 from bone_peft.runs.training.fused_parts import FusedParts
-from bone_peft.runs.training.graphed_steps import GraphedSteps
+from bone_peft.runs.training.graphed_steps import GraphedSteps, lengths_that_pay
 from bone_peft.runs.training.padding_free import RowsInOneLine, by_rows, in_other_rows
 from bone_peft.runs.training.same_step import same_step
 from bone_peft.runs.training.step_trainer import StepTrainer
@@ -56,16 +56,20 @@ class TestFewShapes:
             assert (one - other).norm() <= 1e-6 * other.norm()
         assert found_sums == pytest.approx(exact_sums, rel=1e-6)
 
-    def test_shapes_are_few_and_little_is_added(self):
-        collate, draw, shapes = RowsInOneLine(0, 10**6, LONGEST), random.Random(0), set()
+    @pytest.mark.parametrize(("lengths", "most"), [(4, 12), (8, 24), (16, 48)])
+    def test_shapes_are_few_and_little_is_added(self, lengths, most):
+        collate, draw, shapes = RowsInOneLine(0, 10**6, LONGEST, lengths), random.Random(0), set()
         for seed in range(300):
             batch = collate(rows_of(*(draw.randint(10, LONGEST) for _ in range(8)), seed=seed))
             tokens = batch["input_ids"].shape[1]
-            assert batch["row_tokens"] <= tokens <= 9 / 8 * batch["row_tokens"]
+            assert batch["row_tokens"] <= tokens <= (1 + 1 / lengths) * batch["row_tokens"]
             assert len(batch["targets"]) <= sum(batch["targets"] != -100) + tokens / 4
             assert batch["max_length_q"] == LONGEST and max(batch["cu_seq_lens_q"].diff()) <= LONGEST
             shapes.add((tokens, len(batch["targets"]), len(batch["cu_seq_lens_q"])))
-        assert len(shapes) <= 24
+        assert len(shapes) <= most
+
+    def test_more_steps_pay_for_more_lengths(self):
+        assert lengths_that_pay(200) < lengths_that_pay(2_000) < lengths_that_pay(20_000)
 
     def test_other_rows_are_of_the_same_shape(self):
         batch = RowsInOneLine(0, 10**6, LONGEST)(rows_of(19, 7, 25))

@@ -13,7 +13,7 @@ from ..free_memory import fits
 from . import checkpointing, compiled_layers
 from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
 from .fused_parts import FusedParts
-from .graphed_steps import GraphedSteps
+from .graphed_steps import GraphedSteps, lengths_that_pay
 from .padding_free import RowsInOneLine, by_rows, fault
 from .padding_free.row_attention import is_fast
 
@@ -71,7 +71,12 @@ class StepTrainer(SFTTrainer):
         if reason is None:
             self._in_lines = True
             longest = max(map(len, data["input_ids"])) if self._may_record() else None
-            self.data_collator = RowsInOneLine(self._tokenizer.pad_token_id, self._most_answers(model), longest)
+            self.data_collator = RowsInOneLine(
+                self._tokenizer.pad_token_id,
+                self._most_answers(model),
+                longest,
+                lengths_that_pay(self._lines(len(data))),
+            )
         elif self.padding_free:
             reason = fault(model, *pair, own_attention=True)
             if reason is not None:
@@ -80,6 +85,13 @@ class StepTrainer(SFTTrainer):
                 )
         elif reason:
             self._say(f"The rows of a step are padded to the longest ({reason}).")
+
+    def _lines(self, rows: int) -> int:
+        """How many this process computes in the whole run."""
+        args: Any = self.args
+        if args.max_steps > 0:
+            return args.max_steps * args.gradient_accumulation_steps
+        return int(args.num_train_epochs * rows / (args.train_batch_size * args.world_size))
 
     def _most_answers(self, model: Any) -> int:
         args: Any = self.args

@@ -21,15 +21,17 @@ class RowsInOneLine:
     Args:
         pad_token_id: of the base.
         most_answers: a line with more gets no ``logits_to_keep``; 0 for none.
-        longest_row: if given, lines come in few lengths, so that what is made for one serves again: a row of padding
-            behind the others, which they do not see, adds an eighth at most. No row may be longer.
+        longest_row: if given, lines come in few lengths, so that what is made for one serves again: behind the others
+            are rows of padding, which they do not see. No row may be longer.
+        lengths: how many there are between each power of two and the next. Of 8, a line grows by an eighth at most.
     """
 
-    def __init__(self, pad_token_id: int, most_answers: int, longest_row: int | None = None) -> None:
+    def __init__(self, pad_token_id: int, most_answers: int, longest_row: int | None = None, lengths: int = 8) -> None:
         self._collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=True)
         self._pad_token_id = pad_token_id
         self._most_answers = most_answers
         self._longest_row = longest_row
+        self._lengths = lengths
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self._collate(rows)
@@ -45,18 +47,23 @@ class RowsInOneLine:
         return batch
 
     def _fill_up(self, batch: dict[str, Any], longest_row: int) -> None:
-        """Add the row of padding, and rows without tokens."""
+        """Add rows of padding, and rows without tokens."""
         tokens = batch["input_ids"].shape[1]
-        filler = _round_up(tokens) - tokens
+        total = _round_up(tokens, self._lengths)
+        filler = [min(longest_row, total - start) for start in range(tokens, total, longest_row)]
         for name, value in (("input_ids", self._pad_token_id), ("labels", -100)):
-            batch[name] = pad(batch[name], (0, filler), value=value)
+            batch[name] = pad(batch[name], (0, total - tokens), value=value)
         if "seq_idx" in batch:
-            batch["seq_idx"] = pad(batch["seq_idx"], (0, filler), value=len(batch["cu_seq_lens_q"]) - 1)
-        batch["position_ids"] = torch.cat([batch["position_ids"], torch.arange(filler)[None]], dim=1)
+            batch["seq_idx"] = pad(batch["seq_idx"], (0, total - tokens), value=len(batch["cu_seq_lens_q"]) - 1)
+        positions = [torch.arange(length)[None] for length in filler]
+        batch["position_ids"] = torch.cat([batch["position_ids"], *positions], dim=1)
         starts: Tensor = batch["cu_seq_lens_q"]
-        starts = pad(starts, (0, _round_up(len(starts) + 1) - len(starts)), value=tokens + filler)
+        starts = torch.cat([starts, starts.new_tensor([tokens + longest_row * n for n in range(1, len(filler))])])
+        # As many for each line of this length, whatever is added to it.
+        number = _round_up(len(batch["cu_seq_lens_q"]) + total // self._lengths // longest_row + 1, 8)
+        starts = pad(starts, (0, number - len(starts)), value=total)
         batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = starts
-        batch["max_length_q"] = batch["max_length_k"] = max(longest_row, _round_up(filler))
+        batch["max_length_q"] = batch["max_length_k"] = longest_row
 
 
 def in_other_rows(batch: dict[str, Any]) -> dict[str, Any]:
@@ -75,9 +82,9 @@ def in_other_rows(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _round_up(number: int) -> int:
-    """The next of the eight numbers between each power of two and the next."""
-    step = 1 << max(0, (number - 1).bit_length() - 4)
+def _round_up(number: int, parts: int) -> int:
+    """The next of so many numbers between each power of two and the next; ``parts`` is a power of two itself."""
+    step = 1 << max(0, (number - 1).bit_length() - parts.bit_length())
     return -(-number // step) * step
 
 

@@ -61,7 +61,8 @@ def row_attention(
         if width < query.shape[-1]:
             value = pad(value, (0, query.shape[-1] - width))
         line = _flash(
-            *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
+            # Not tensor[0], whose gradient is copied into zeros.
+            *(tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)),
             starts=cu_seq_lens_q,
             longest=max_length_q,
             dropout=dropout,
