@@ -99,10 +99,10 @@ def test_rows_are_scored_as_many_at_once_as_memory_holds(plain_base, tmp_path, m
     whole, forward = score(model, tokenizer, rows), model.forward
     monkeypatch.setattr(model, "forward", lambda **kw: batches.append(len(kw["input_ids"])) or forward(**kw))
     module = sys.modules[scoring.__module__]
-    one_row = model.config.vocab_size * 12 * 33 + 33 * 33 * 4
+    one_row = model.config.vocab_size * 16 * 33 + 33 * 33 * 4
     monkeypatch.setattr(free_memory, "free_bytes", lambda _: one_row / 0.85 + 1)
-    monkeypatch.setattr(module, "answer_batch", lambda model, tokenizer, prompts, limit: [""] * len(prompts))
-    small = score(model, tokenizer, rows)
+    monkeypatch.setattr(module, "count_matches", lambda *args: 0)
+    small = score(model, tokenizer, rows, samples=0)
     assert len(batches) > 1 and sum(batches) == 4 and batches[-1] == 1
     assert small.loss == pytest.approx(whole.loss, rel=1e-5)
     monkeypatch.setattr(free_memory, "free_bytes", lambda _: one_row / 0.85 - 1)

@@ -18,20 +18,40 @@ def answer_batch(
     max_new_tokens: int,
     on_token: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Greedy answers to one batch of tokenized prompts, padded on the left; stripped text, empty where none fits."""
+    """Greedy answers to one batch of tokenized prompts; stripped text, empty where none fits."""
+    answers = greedy_tokens(model, tokenizer, prompts, max_new_tokens, on_token)
+    return [answer.strip() for answer in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def greedy_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    on_token: Callable[[], None] = lambda: None,
+    is_enough: Callable[[int, list[int]], bool] = lambda index, tokens: False,
+) -> list[list[int]]:
+    """Greedy answers to one batch of tokenized prompts, padded on the left: their tokens, none where none fits.
+
+    ``is_enough`` is called with the index of a prompt and its answer as it is so far: whether no more of it is wanted.
+    """
     import torch
 
     # Documents start with nothing where a tokenizer has no end token; padding is as good a start as any.
     prompts = [prompt or [tokenizer.pad_token_id or 0] for prompt in prompts]
+    width = max(map(len, prompts))
     positions = positions_of(model)
     if positions is not None:
-        max_new_tokens = min(max_new_tokens, positions - max(map(len, prompts)))
+        max_new_tokens = min(max_new_tokens, positions - width)
         if max_new_tokens < 1:
-            return [""] * len(prompts)
+            return [[] for _ in prompts]
+    done = [False] * len(prompts)
 
-    def go_on(ids: Any, scores: Any, **kwargs: Any) -> Any:
+    def is_done(ids: Any, scores: Any, **kwargs: Any) -> Any:
         on_token()
-        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+        for index, tokens in enumerate(ids[:, width:].tolist()):
+            done[index] = done[index] or is_enough(index, tokens)
+        return torch.tensor(done, device=ids.device)
 
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     with torch.inference_mode():
@@ -44,10 +64,10 @@ def answer_batch(
             top_k=None,
             **ONE_ANSWER,
             pad_token_id=tokenizer.pad_token_id,
-            stopping_criteria=[go_on],
+            stopping_criteria=[is_done],
         )
-    answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+    answers: list[list[int]] = out[:, width:].tolist()
+    return answers
 
 
 def answer_samples(

@@ -9,6 +9,7 @@ from bone_peft.errors import BoneError
 
 from ..free_memory import fits
 from .answers import answer_batch
+from .matches import Answered, count_matches
 from .reach import check_length, check_reach
 from .tokens import encode, encode_prompt, expected_text, prompt_text
 
@@ -63,8 +64,8 @@ def score(
         max(len(prompt) + len(completion) for prompt, completion in encoded),
     )
     limit = max_new_tokens or max(len(completion) for _, completion in encoded) + _SLACK_TOKENS
-    answers: list[str] = [""] * len(rows)
-    total, tokens = 0.0, 0
+    expected = [expected_text(completion) for completion in rows["completion"]]
+    matched, total, tokens = 0, 0.0, 0
     # Rows of like length share a batch: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
     model.eval()
@@ -74,22 +75,25 @@ def score(
         longest = [len(prompt) + len(completion) for prompt, completion in (encoded[index] for index in batch)]
         batch = batch[: _rows_that_fit(model, longest)]
         start += len(batch)
-        batch_total, batch_tokens = completion_loss(model, [encoded[index] for index in batch])
-        total, tokens = total + batch_total, tokens + batch_tokens
-        for index, answer in zip(
-            batch, answer_batch(model, tokenizer, [prompts[i] for i in batch], limit), strict=True
-        ):
-            answers[index] = answer
+        batch_total, likely = completion_loss(model, [encoded[index] for index in batch])
+        total, tokens = total + batch_total, tokens + sum(map(len, likely))
+        answered = [
+            Answered(prompts[index], *encoded[index], own, expected[index])
+            for index, own in zip(batch, likely, strict=True)
+        ]
+        matched += count_matches(model, tokenizer, answered, limit)
         on_rows(len(batch))
     if not math.isfinite(total):
         raise BoneError("The loss on these rows is not a finite number: the model computes beyond its dtype; use fp32.")
-    expected = [expected_text(completion) for completion in rows["completion"]]
-    matches = sum(ours == theirs for ours, theirs in zip(answers, expected, strict=True))
+    answers: list[str] = []
+    for start in range(0, min(samples, len(rows)), batch_size):
+        some = prompts[start : min(start + batch_size, samples)]
+        answers += answer_batch(model, tokenizer, some, limit)
     kept = [
-        {"prompt": prompt_text(rows[index]["prompt"]), "expected": expected[index], "answer": answers[index]}
-        for index in range(min(samples, len(rows)))
+        {"prompt": prompt_text(rows[index]["prompt"]), "expected": expected[index], "answer": answer}
+        for index, answer in enumerate(answers)
     ]
-    return Score(loss=total / tokens, exact_match=matches / len(rows), rows=len(rows), tokens=tokens, samples=kept)
+    return Score(loss=total / tokens, exact_match=matched / len(rows), rows=len(rows), tokens=tokens, samples=kept)
 
 
 def _rows_that_fit(model: Any, lengths: list[int]) -> int:
@@ -101,7 +105,8 @@ def _rows_that_fit(model: Any, lengths: list[int]) -> int:
     words = model.config.get_text_config().vocab_size
     # Logits, and what a softmax makes of them in float32; and which tokens see which.
     needed = [
-        row * (words * (model.dtype.itemsize + 8) + length * 4) * length for row, length in enumerate(lengths, start=1)
+        row * (words * (2 * model.dtype.itemsize + 8) + length * 4) * length
+        for row, length in enumerate(lengths, start=1)
     ]
     count = sum(fits(size, model.device) for size in needed)
     if not count:
@@ -112,8 +117,10 @@ def _rows_that_fit(model: Any, lengths: list[int]) -> int:
     return count
 
 
-def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[float, int]:
-    """Summed negative log-likelihood (nats) of the completions, and their number of tokens.
+def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[float, list[list[int]]]:
+    """Summed negative log-likelihood (nats) of the completions, and the most likely token at each of their places.
+
+    There is none for a first token without a prompt before it.
 
     Args:
         model: gives logits ``(rows, tokens, vocabulary)``; they are scored in fp32.
@@ -136,5 +143,7 @@ def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tup
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         targets = labels[:, 1:].to(device)
         scored = targets != -100
-        loss = cross_entropy(logits[:, :-1][scored].float(), targets[scored], reduction="sum")
-    return float(loss), int(scored.sum())
+        at_completions = logits[:, :-1][scored]
+        loss = cross_entropy(at_completions.float(), targets[scored], reduction="sum")
+        likely = at_completions.argmax(-1).split(scored.sum(1).tolist())
+    return float(loss), [row.tolist() for row in likely]
