@@ -58,6 +58,7 @@ Target = typer.Option(None, help="A module to adapt; give it again for more. Def
 R = typer.Option(64, "--r", "-r", min=1, help="Block size.")
 LoraR = typer.Option(36, "--lora-r", min=1, help="Rank of LoRA and width of the bottleneck.")
 Compiled = typer.Option(False, "--compiled", help="Decoder layers under torch.compile.")
+Graphs = typer.Option(False, "--graphs", help="As CUDA graphs: the GPU does not wait for Python.")
 Dtype = typer.Option("bfloat16", help="Of the frozen weights: bfloat16, float16 or float32.")
 Device = typer.Option(None, help="cuda or cpu. Default: cuda if there is one.")
 Rounds = typer.Option(3, min=1, help="How many turns each contestant gets.")
@@ -80,6 +81,7 @@ def train(
     r: int = R,
     lora_r: int = LoraR,
     compiled: bool = Compiled,
+    graphs: bool = Graphs,
     checkpointing: bool = typer.Option(False, "--checkpointing", help="Gradient checkpointing."),
     dtype: str = Dtype,
     device: str = Device,
@@ -93,9 +95,10 @@ def train(
 
     _check_files(json_file, chart_file, shape)
     device = _device(device)
-    regime = Regime(shape, layers, batch, length, _dtype(dtype), device, compiled, checkpointing, rounds, steps)
+    _check_graphs(graphs, device)
+    regime = Regime(shape, layers, batch, length, _dtype(dtype), device, compiled, checkpointing, rounds, steps, graphs)
     results = measure(regime, Setting(target or "all-linear", r, lora_r), only or list(CONTESTANTS), _say)
-    how = f"{shape}, {batch} x {length} tokens, r={r}, {'compiled' if compiled else 'eager'}, {dtype}"
+    how = f"{shape}, {batch} x {length} tokens, r={r}, {_how(compiled, graphs)}, {dtype}"
     _print_training(results, how)
     _keep("train", device, results, json_file)
     if chart_file is not None:
@@ -116,6 +119,7 @@ def infer(
     r: int = R,
     lora_r: int = LoraR,
     compiled: bool = typer.Option(False, "--compiled", help="torch.compile, and CUDA graphs for writing."),
+    graphs: bool = Graphs,
     dtype: str = Dtype,
     device: str = Device,
     rounds: int = Rounds,
@@ -127,10 +131,11 @@ def infer(
 
     _check_files(json_file, chart_file, shape)
     device = _device(device)
-    regime = Regime(shape, layers, batch, prompt, tokens, _dtype(dtype), device, compiled, rounds)
+    _check_graphs(graphs, device)
+    regime = Regime(shape, layers, batch, prompt, tokens, _dtype(dtype), device, compiled, rounds, graphs)
     names = only or ["bone", "bone-merged", "bat-input", "bat", "bottleneck", "peft-lora-low", "peft-miss-low"]
     results = measure(regime, Setting(target or "all-linear", r, lora_r), names, _say)
-    how = f"{shape}, batch {batch}, prompt {prompt}, r={r}, {'compiled' if compiled else 'eager'}, {dtype}"
+    how = f"{shape}, batch {batch}, prompt {prompt}, r={r}, {_how(compiled, graphs)}, {dtype}"
     _print_inference(results, how)
     _keep("infer", device, results, json_file)
     if chart_file is not None:
@@ -190,6 +195,17 @@ def _check_files(json_file: str | None, chart_file: str | None, shape: str) -> N
         check_free(json_file, RECORD, replace=True, inputs=(shape,))
     if chart_file is not None:
         check_picture(chart_file, inputs=(shape,))
+
+
+def _how(compiled: bool, graphs: bool) -> str:
+    return ("compiled" if compiled else "eager") + (", CUDA graphs" if graphs else "")
+
+
+def _check_graphs(graphs: bool, device: str) -> None:
+    from bone_peft.errors import BoneError
+
+    if graphs and device != "cuda":
+        raise BoneError(f"--graphs records CUDA graphs, and the device is {device}: leave --graphs out.")
 
 
 def _device(name: str | None) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from .contestants import FLOOR, Setting, contestant
+from .cuda_graph import as_cuda_graph
 from .machine import timed
 from .shapes import random_model
 from .training_step import allow_recompiles, base_layers
@@ -26,7 +27,11 @@ MIXED = "-mixed"
 
 @dataclass(frozen=True)
 class Regime:
-    """How inference is run. ``compiled``: each decoder layer under ``torch.compile``, decoding as one CUDA graph."""
+    """How inference is run.
+
+    ``compiled``: each decoder layer under ``torch.compile``, decoding as one CUDA graph. ``graphs``: reading and
+    decoding as one each.
+    """
 
     shape: str = "llama2-7b"
     layers: int | None = None
@@ -37,6 +42,7 @@ class Regime:
     device: str = "cuda"
     compiled: bool = False
     rounds: int = 3
+    graphs: bool = False
 
 
 @torch.no_grad()
@@ -138,23 +144,8 @@ def _runs(
 
     decode()
     reset()
+    if regime.graphs:
+        return as_cuda_graph(prefill), as_cuda_graph(decode), reset
     if regime.compiled and regime.device == "cuda" and not mixed:
-        return prefill, _as_cuda_graph(decode), reset
+        return prefill, as_cuda_graph(decode), reset
     return prefill, decode, reset
-
-
-def _as_cuda_graph(run: Callable[[], Tensor]) -> Callable[[], None]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay(_: Any = run) -> None:  # The graph works on memory that ``run`` holds.
-        graph.replay()
-
-    return replay

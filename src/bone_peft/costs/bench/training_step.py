@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .contestants import FLOOR, Setting, contestant
+from .cuda_graph import as_cuda_graph
 from .machine import timed
 from .shapes import random_model
 
@@ -20,7 +21,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Regime:
-    """How the steps are run. ``compiled``: each decoder layer under ``torch.compile``."""
+    """How the steps are run. ``compiled``: each decoder layer under ``torch.compile``; ``graphs``: as CUDA graphs."""
 
     shape: str = "llama2-7b"
     layers: int | None = None
@@ -32,6 +33,7 @@ class Regime:
     checkpointing: bool = False
     rounds: int = 3
     steps: int = 5
+    graphs: bool = False
 
 
 @dataclass
@@ -127,7 +129,7 @@ def make_step(
         for layer in base_layers(model):
             layer.compile(dynamic=False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if trained else None
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True, capturable=regime.graphs) if trained else None
 
     def step() -> None:
         batch["inputs_embeds"].grad = None
@@ -136,7 +138,7 @@ def make_step(
             optimizer.step()
             optimizer.zero_grad()
 
-    return step, optimizer
+    return as_cuda_graph(step) if regime.graphs else step, optimizer
 
 
 def allow_recompiles() -> None:
