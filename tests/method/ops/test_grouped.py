@@ -1,9 +1,12 @@
 """Products by expert, along each path, beside the same computed expert by expert in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from bone_peft.method.ops.routing import route
+from bone_peft.method.ops.routing import _wide_enough, route
+from bone_peft.method.variants import VARIANTS
 
 from .layers import DEVICE, HALF, KERNELS, distance, path
 
@@ -65,6 +68,29 @@ def test_input_shared_bat(name, dtype, tokens, has_rows, kept):
 
 @paths
 @lengths
+@pytest.mark.parametrize("has_rows", [False, True])
+@pytest.mark.parametrize("kept", [torch.float32, None])
+def test_bone(name, dtype, tokens, has_rows, kept):
+    chosen, routing = routing_of(tokens)
+    routing = routing.of_rows if has_rows else routing
+    x = drawn(tokens * K if has_rows else tokens, BLOCKS * R, dtype=dtype)
+    weight, block = drawn(BLOCKS * R, 40, dtype=dtype).detach(), drawn(EXPERTS, R, 40, dtype=kept or dtype)
+    with path(name):
+        below = SimpleNamespace(output=lambda x, routing: routing.rows(x @ weight))
+        y = VARIANTS["bone"].forward_by_expert(x, {"bone_block": block}, below, None, routing)
+        found = gradients((y,), (x, block))
+    assert [t.dtype for t in found] == [dtype, dtype, block.dtype]
+
+    x64, block64 = (t.detach().to(dtype).double().requires_grad_() for t in (x, block))
+    order = chosen.flatten().to(DEVICE).sort(stable=True).indices
+    own = x64 if has_rows else x64[order // K]
+    blocks = block64[chosen.flatten().to(DEVICE)[order]]
+    exact = own @ weight.double() + torch.einsum("tc,tco->to", own.view(len(own), BLOCKS, R).sum(1), blocks)
+    assert_close(found, gradients((exact,), (x64, block64)), dtype)
+
+
+@paths
+@lengths
 def test_tokens_to_rows_and_back(name, dtype, tokens):
     routing = routing_of(tokens)[1]
     x, factor = drawn(tokens, 33, dtype=dtype), drawn(tokens, K, dtype=dtype)
@@ -80,3 +106,10 @@ def test_gradients_of_gradients():
     routing = routing_of(4)[1]
     x = drawn(4, 2, dtype=torch.float64)
     assert torch.autograd.gradgradcheck(lambda x: routing.sums(routing.rows(x) ** 2), (x,))
+
+
+def test_matrices_of_any_width_are_one_product():
+    matrices = [torch.randn(EXPERTS, *shape) for shape in ((16, 13), (13, 3), (3, 24))]
+    wide = _wide_enough(matrices)
+    assert [tuple(m.shape[1:]) for m in wide] == [(16, 16), (16, 8), (8, 24)]
+    torch.testing.assert_close(wide[0] @ wide[1] @ wide[2], matrices[0] @ matrices[1] @ matrices[2])

@@ -5,7 +5,7 @@ import torch
 
 import bone_peft.method.variants  # noqa: F401  (defines the operators)
 
-from .layers import DEVICE, HALF
+from .layers import DEVICE, HALF, KERNELS
 
 
 def tensor(*shape: int, dtype=HALF):
@@ -50,6 +50,12 @@ def calls(dtype):
     yield "grouped_bat_input_backward", (x, tensor(6, 16), tensor(6, 32), blocks, ends, None, True)
     yield "grouped_bat_input_backward", (x, tensor(6, 16), tensor(3, 32), blocks, ends, tokens, False)
     yield "grouped_bat_input_backward", (x, tensor(6, 16), None, blocks, ends, tokens, True)
+    if KERNELS:
+        block, tokens = tensor(3, 16, 48, dtype=dtype), torch.tensor([0, 2, 1, 1, 2, 0], device=DEVICE)
+        yield "add_grouped_bone", (y, tensor(3, 16), block, ends, tokens)
+        yield "grouped_bone_backward", (y, tensor(3, 16), block, ends, tokens, 3, True)
+        yield "grouped_bone_backward", (y, None, block, ends, tokens, 3, True)
+        yield "grouped_bone_backward", (y, tensor(3, 16), block, ends, tokens, 3, False)
     yield "token_sums", (x, torch.tensor([[0, 5], [3, 2], [1, 4]], device=DEVICE))
     yield "grouped_bat_weight", (weight, bat)
     yield "grouped_bat_backward", (weight, bat, tensor(3, 48, 32), True)
@@ -68,4 +74,5 @@ def test_shapes_dtypes_and_aliases(dtype):
         ]
         torch.testing.assert_close(operator(*transposed), operator(*arguments), rtol=5e-2, atol=5e-2)
     defined = {name for name in dir(torch.ops.bone_peft) if not name.startswith("_")} - {"name"}
-    assert seen | {"linear_bone_token"} == defined
+    of_kernels = set() if KERNELS else {"add_grouped_bone", "grouped_bone_backward"}
+    assert seen | of_kernels | {"linear_bone_token"} == defined

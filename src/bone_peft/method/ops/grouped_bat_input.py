@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .dispatch import power_of_two, rows, use_triton
+from .expert_tiles import most_tiles
 from .launch import launch
 from .operator import operator
 from .spans import spans
@@ -22,6 +23,8 @@ from .token_sums import token_sums
 try:
     import triton
     import triton.language as tl
+
+    from .expert_tiles import rows_of_tile
 except ImportError:  # pragma: no cover - PyTorch for CPUs may come without
     triton = None
 
@@ -58,7 +61,7 @@ def _forward(x: Tensor, block: Tensor, ends: Tensor, tokens: Tensor | None) -> t
     if _kernel_takes(x, r):
         launch(
             _transform_rows,
-            (triton.cdiv(number, _ROWS) + experts,),
+            (most_tiles(number, experts, _ROWS),),
             (x, ends if tokens is None else tokens, ends, block, z, v),
             (n, x.stride(0)),
             (experts, power_of_two(experts), r, power_of_two(r), _ROWS, tokens is not None, 3),
@@ -175,15 +178,7 @@ if triton is not None:
         GATHER: tl.constexpr,
         STAGES: tl.constexpr,
     ):
-        # Each expert has its rows in tiles of its own, so which rows are this program's is to be counted.
-        e = tl.arange(0, EXPERTS_WIDE)
-        stops = tl.load(ends + e, mask=e < EXPERTS, other=0)
-        starts = tl.load(ends + e - 1, mask=(e > 0) & (e < EXPERTS), other=0)
-        tiles = (stops - starts + BLOCK_T - 1) // BLOCK_T
-        expert = tl.sum((tl.cumsum(tiles, 0) <= tl.program_id(0)).to(tl.int32), 0)
-        before = tl.sum(tl.where(e < expert, tiles, 0), 0)
-        start = tl.sum(tl.where(e == expert, starts, 0), 0) + (tl.program_id(0) - before) * BLOCK_T
-        stop = tl.sum(tl.where(e == expert, stops, 0), 0)
+        expert, start, stop = rows_of_tile(ends, tl.program_id(0), EXPERTS, EXPERTS_WIDE, BLOCK_T)
         if expert < EXPERTS:
             t = start + tl.arange(0, BLOCK_T)
             c = tl.arange(0, WIDTH)

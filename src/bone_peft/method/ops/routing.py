@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .bat_weight import bat_weight_torch
+from .dispatch import use_triton
 from .grouped import grouped_bat, grouped_product
 from .grouped_bat_input import grouped_bat_input
+from .grouped_bone import add_grouped_bone
+from .shared import with_block_sum
 from .token_sums import rows_of_tokens, sums_of_rows
 
 
@@ -67,9 +72,25 @@ class Routing:
                 x = x @ matrix.to(x.dtype)
             return self.rows(x)
         x = self.rows(x)
-        for matrix in matrices:
+        for matrix in _wide_enough(matrices) if x.is_cuda else matrices:
             x = self._product(x, matrix)
         return x
+
+    def bone(self, x: Tensor, block: Tensor, output: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """``output(x) + s D_e (rows, out)`` with ``s = sum_i x_i``, in kernels; None where there are none.
+
+        Args:
+            x: ``(tokens, in)``.
+            block: ``D (experts, r, out)``, of any dtype.
+            output: from ``x`` to ``(rows, out)``.
+        """
+        r = block.shape[1]
+        if self.ends is None or not use_triton(x, r):
+            return None
+        x, s, handle = with_block_sum(x, r)
+        y = output(x)
+        tokens = torch.arange(len(y), device=y.device) if self.has_rows else self.tokens
+        return add_grouped_bone(y, s, handle, block, self.ends, tokens)
 
     def bat_input(self, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """``z = x + u (rows, in)`` and ``v = sum_i u_i (rows, r)`` with ``u_i = D_i x_i``.
@@ -99,6 +120,15 @@ class Routing:
         if self.ends is not None:
             return grouped_product(x, matrix, self.ends)
         return torch.bmm(x[:, None], matrix[self.experts].to(x.dtype))[:, 0]
+
+
+def _wide_enough(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The same product, with zeros where grouped products on a GPU want rows of 16 bytes between two matrices."""
+    gaps = [0, *(-matrix.shape[2] % 8 for matrix in matrices[:-1]), 0]
+    return [
+        pad(matrix, (0, after, 0, before)) if before or after else matrix
+        for matrix, (before, after) in zip(matrices, pairwise(gaps), strict=True)
+    ]
 
 
 def route(experts: Tensor, number: int, in_order: bool) -> Routing:

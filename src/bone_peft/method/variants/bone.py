@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..ops.bone_layer import bone_layer
 from ..ops.routing import Routing
 from .additive import Additive
-from .variant import Below, Dropout, Params
+from .variant import Below, BelowExperts, Dropout, Params
 
 
 def block_sum(x: Tensor, r: int) -> Tensor:
@@ -89,6 +89,14 @@ class Bone(Additive):
         # The sum of a token is the same for all experts that it goes to.
         block = params["bone_block"]
         return routing.products(block_sum(x, block.shape[-2]), block)
+
+    @classmethod
+    def forward_by_expert(
+        cls, x: Tensor, params: Params, below: BelowExperts, dropout: Dropout | None, routing: Routing
+    ) -> Tensor:
+        block = params["bone_block"]
+        y = routing.bone(x, block, lambda x: below.output(x, routing)) if block.ndim == 3 and not dropout else None
+        return super().forward_by_expert(x, params, below, dropout, routing) if y is None else y
 
     @classmethod
     def fast_forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
