@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,9 +26,24 @@ def describe(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft")},
+        **{name: version(name) for name in ("torch", "transformers", "peft", "bone-peft")},
+        "commit": _commit(),
         "command": " ".join(["bone", "bench", *_arguments()]),
     }
+
+
+def _commit() -> str | None:
+    """Of this package's code, where it lies in a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _arguments() -> list[str]:
