@@ -10,8 +10,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
+from transformers import AutoTokenizer
 
 from ..models import ALL_VARIANTS, config_for, llama, randomize, tokens
+from ..runs.tiny import make_base
 
 variants = pytest.mark.parametrize("variant", ALL_VARIANTS)
 
@@ -163,3 +165,63 @@ def test_two_processes_get_the_gradients_of_one(tmp_path):
     assert result.returncode == 0, result.stderr
     for variant in ALL_VARIANTS:
         assert result.stdout.count(f"<{variant}>") == 2
+
+
+@pytest.mark.parametrize("variant", ["bone", "bat"])
+@pytest.mark.parametrize("kind", ["DPO", "GRPO"])
+def test_preferences_refer_to_the_adapter_that_was_given(variant, kind, tmp_path):
+    """A trained adapter on a mixture of experts: the reference is that adapter, and stays as it was."""
+    trl = pytest.importorskip("trl")
+    qwen = pytest.importorskip("transformers.models.qwen3_moe")
+    tokenizer = AutoTokenizer.from_pretrained(make_base(tmp_path / "base", chat=False))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = qwen.Qwen3MoeConfig(
+        **sizes, num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2, vocab_size=len(tokenizer)
+    )
+    model = get_peft_model(
+        qwen.Qwen3MoeForCausalLM(config), config_for(variant, r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    randomize(model, std=0.05)
+    given = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert any("experts" in name for name in given)
+    common = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    if kind == "DPO":
+        rows = [{"prompt": f"{a}+1=", "chosen": f"{a + 1}", "rejected": f"{a}"} for a in range(10, 26)]
+        args = trl.DPOConfig(**common)
+        trainer = trl.DPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    else:
+        rows = [{"prompt": f"{a}+1="} for a in range(10, 26)]
+        args = trl.GRPOConfig(**common, num_generations=4, max_completion_length=8, beta=0.5)
+        trainer = trl.GRPOTrainer(
+            model,
+            reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    if kind == "DPO":
+        assert first["rewards/chosen"] == first["rewards/rejected"] == pytest.approx(0, abs=1e-5)
+        assert abs(second["rewards/chosen"]) > 1e-5
+    else:
+        assert first["kl"] == pytest.approx(0, abs=1e-5)
+        assert second["kl"] > 1e-5
+    after = dict(trainer.model.named_parameters())
+    references = [name for name in after if ".ref." in name or name.endswith(".ref")]
+    assert references
+    for name in references:
+        torch.testing.assert_close(after[name], given[name.replace("ref", "default")], rtol=0, atol=0)
+    assert not any(after[name].equal(value) for name, value in given.items() if "experts" in name)
