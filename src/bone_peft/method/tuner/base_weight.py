@@ -10,6 +10,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from bone_peft.errors import BoneError
 
+from .sharding import is_sharded, write
+
 
 def is_computed(base: nn.Module) -> bool:
     """Whether the weight is no parameter but follows from others: ``weight_norm``, pruning, any parametrization."""
@@ -37,8 +39,20 @@ def check_replaceable(base: nn.Module) -> None:
 
 
 def replace_weight(base: nn.Module, weight: Tensor, shared: bool) -> None:
-    """Give ``base`` another weight: in the same parameter, unless that is ``shared`` with others, which keep it."""
+    """Give ``base`` another weight: in the same parameter, unless that is ``shared`` with others, which keep it.
+
+    Raises:
+        BoneError: the parameter is shared, and each process has a shard of it.
+    """
     old: Any = base.weight
+    if is_sharded(old):
+        if shared:
+            raise BoneError(
+                "a weight that is tied to another and sharded over processes takes no adapter of its own: merge the "
+                "saved adapter into the base's files, with bone merge"
+            )
+        write(old, weight)
+        return
     if not shared:
         old.data = weight
         return
@@ -48,12 +62,16 @@ def replace_weight(base: nn.Module, weight: Tensor, shared: bool) -> None:
 
 
 class Snapshot:
-    """A base layer before a merge, by reference: merging writes new tensors and leaves the old ones alone."""
+    """A base layer before a merge, by reference: merging writes new tensors and leaves the old ones alone.
+
+    A shard is written to, and so kept as a copy.
+    """
 
     def __init__(self, base: nn.Module) -> None:
         self.base = base
-        self.parameter: Any = base.weight
-        self.weight: Any = self.parameter.data
+        parameter: Any = base.weight
+        self.parameter = parameter
+        self.weight: Any = parameter.detach().clone() if is_sharded(parameter) else parameter.data
         self.attributes = dict(vars(self.parameter))
         # What bitsandbytes layers know of their weight beside the weight.
         self.quantization: dict[str, Any] = {
@@ -63,6 +81,9 @@ class Snapshot:
     def restore(self) -> nn.Module:
         """Put the layer back as it was and return it."""
         current: Any = self.base.weight
+        if is_sharded(current):
+            write(current, self.weight)
+            return self.base
         # The model may have been moved or cast since.
         self.parameter.data = self.weight.to(device=current.device, dtype=current.dtype)
         if current is not self.parameter:

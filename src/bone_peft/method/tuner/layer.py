@@ -21,6 +21,7 @@ from .base_weight import Snapshot, check_readable, check_replaceable, replace_we
 from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
+from .sharding import whole
 from .stack import Adapted, Frozen
 from .targets import Use
 from .tensors import AdapterTensors
@@ -175,6 +176,10 @@ class BoneLayer(TunerLayer):
             params = self._parameters_of(adapter_name)
         return params if scale == 1 else variant.scaled(params, scale)
 
+    def _whole(self, adapter_name: str) -> Params:
+        """``_scaled`` outside of a forward pass, where each process may have a shard."""
+        return {key: whole(tensor) for key, tensor in self._scaled(adapter_name).items()}
+
     # Weight
 
     def _base_weight(self) -> Tensor:
@@ -212,14 +217,17 @@ class BoneLayer(TunerLayer):
     def _base_bias(self) -> Tensor | None:
         return getattr(self.get_base_layer(), "bias", None)
 
-    def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
+    def _stack(
+        self, adapter_names: Sequence[str], below: Below, params_of: Callable[[str], Params] | None = None
+    ) -> Below:
         """Put adapters on top of ``below``, in their order."""
+        params_of = params_of or self._scaled
         dropouts: Any = self.bone_dropout if self.training else ()
         for name in adapter_names:
             variant = self.bone_variant.get(name)
             if variant is not None:
                 dropout = dropouts[name] if name in dropouts else None  # noqa: SIM401 - ModuleDict has no get
-                below = Adapted(below, variant, self._scaled(name), dropout)
+                below = Adapted(below, variant, params_of(name), dropout)
         return below
 
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
@@ -233,8 +241,8 @@ class BoneLayer(TunerLayer):
             ``(out, in)`` (``(in, out)`` for ``Conv1D``), in at least float32.
         """
         weight = self._base_weight() if orig_weight is None else (orig_weight.T if self.fan_in_fan_out else orig_weight)
-        weight = weight.to(merge_dtype(weight.dtype))
-        params = {key: tensor.to(weight.dtype) for key, tensor in self._scaled(adapter).items()}
+        weight = whole(weight).to(merge_dtype(weight.dtype))
+        params = {key: tensor.to(weight.dtype) for key, tensor in self._whole(adapter).items()}
         delta = self.bone_variant[adapter].delta_weight(params, weight)
         return delta.T if self.fan_in_fan_out else delta
 
@@ -338,9 +346,10 @@ class BoneLayer(TunerLayer):
         if self._unmerged_base is not None and self.quantization_backend is None:
             stored = self._unmerged_base.weight
             weight = stored.T if self.fan_in_fan_out else stored
+        weight = whole(weight)
         dtype = merge_dtype(weight.dtype)
         frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, read_bias=lambda: None)
-        merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
+        merged = self._stack(adapter_names, frozen, self._whole).weight(dtype).to(weight.dtype)
         return merged.T.contiguous() if self.fan_in_fan_out else merged
 
 

@@ -16,6 +16,7 @@ from ...variants import BelowExperts, Dropout, Params, Variant, of_expert
 from .. import mixed_rows
 from ..config import BoneConfig
 from ..layer import BoneLayer, merge_dtype
+from ..sharding import whole
 from .fused import FusedLinear
 
 
@@ -145,19 +146,19 @@ class BoneExperts(nn.Module, BoneLayer):
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
         """``dW`` of one adapter, as the model keeps the weight: in at least float32."""
         base = self.fused
-        weight = base.matrices(base.weight if orig_weight is None else orig_weight)
+        weight = base.matrices(whole(base.weight if orig_weight is None else orig_weight))
         weight = weight.to(merge_dtype(weight.dtype))
-        params = {key: tensor.to(weight.dtype) for key, tensor in self._scaled(adapter).items()}
+        params = {key: tensor.to(weight.dtype) for key, tensor in self._whole(adapter).items()}
         return base.stored(_delta_weight(self.bone_variant[adapter], params, weight))
 
     @torch.no_grad()
     def _merged_weight(self, adapter_names: Sequence[str]) -> Tensor:
         # Expert by expert, so that only one of them is there in float32.
         base = self.fused
-        kept = base.weight.detach() if self._unmerged_base is None else self._unmerged_base.weight
+        kept = whole(base.weight.detach() if self._unmerged_base is None else self._unmerged_base.weight)
         merged = torch.empty_like(base.matrices(kept))
         dtype = merge_dtype(kept.dtype)
-        adapters = [(self.bone_variant[name], self._scaled(name)) for name in adapter_names]
+        adapters = [(self.bone_variant[name], self._whole(name)) for name in adapter_names]
         for expert, matrix in enumerate(base.matrices(kept)):
             changed = matrix.to(dtype)
             for variant, params in adapters:
