@@ -14,7 +14,10 @@ EXPERTS, K, R, BLOCKS = 7, 3, 16, 5
 
 PATHS = [("torch", torch.float32), ("torch", torch.bfloat16)] + ([("triton", HALF)] if KERNELS else [])
 paths = pytest.mark.parametrize(("name", "dtype"), PATHS)
-lengths = pytest.mark.parametrize("tokens", [1, 6, 90])
+cases = pytest.mark.parametrize(
+    ("tokens", "has_rows", "kept"),
+    [(1, False, torch.float32), (6, True, None), (70, True, torch.float32), (70, False, None)],
+)
 
 
 def routing_of(tokens):
@@ -44,9 +47,7 @@ def assert_close(found, exact, dtype):
 
 
 @paths
-@lengths
-@pytest.mark.parametrize("has_rows", [False, True])
-@pytest.mark.parametrize("kept", [torch.float32, None])
+@cases
 def test_input_shared_bat(name, dtype, tokens, has_rows, kept):
     chosen, routing = routing_of(tokens)
     routing = routing.of_rows if has_rows else routing
@@ -67,9 +68,7 @@ def test_input_shared_bat(name, dtype, tokens, has_rows, kept):
 
 
 @paths
-@lengths
-@pytest.mark.parametrize("has_rows", [False, True])
-@pytest.mark.parametrize("kept", [torch.float32, None])
+@cases
 def test_bone(name, dtype, tokens, has_rows, kept):
     chosen, routing = routing_of(tokens)
     routing = routing.of_rows if has_rows else routing
@@ -90,7 +89,7 @@ def test_bone(name, dtype, tokens, has_rows, kept):
 
 
 @paths
-@lengths
+@pytest.mark.parametrize("tokens", [1, 70])
 def test_tokens_to_rows_and_back(name, dtype, tokens):
     routing = routing_of(tokens)[1]
     x, factor = drawn(tokens, 33, dtype=dtype), drawn(tokens, K, dtype=dtype)

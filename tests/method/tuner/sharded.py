@@ -103,6 +103,13 @@ def check(kind, variant):
         torch.testing.assert_close(whole(own), other.detach(), rtol=1e-6, atol=1e-6, msg=name)
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, reference(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    try:
+        with model.disable_adapter():
+            model(input_ids=ids)
+    except BoneError as error:
+        assert "call unmerge_adapter() before" in str(error)
+    else:
+        raise AssertionError("it was put back into what is gathered")
     model.unmerge_adapter()
     for name, p in model.named_parameters():
         torch.testing.assert_close(whole(p), before[name], rtol=0, atol=0, msg=name)

@@ -81,7 +81,12 @@ class Snapshot:
     def restore(self) -> nn.Module:
         """Put the layer back as it was and return it."""
         current: Any = self.base.weight
-        if is_sharded(current):
+        if is_sharded(self.weight):
+            if not is_sharded(current):
+                raise BoneError(
+                    "a merged weight that is sharded over processes cannot be put back while it is gathered for a "
+                    "forward pass: call unmerge_adapter() before"
+                )
             write(current, self.weight)
             return self.base
         # The model may have been moved or cast since.
