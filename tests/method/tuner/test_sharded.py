@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from peft import get_peft_model
+
+from bone_peft import BoneError
+
+from ...models import config_for, llama
 from ...versions import needs
 
 pytestmark = needs("torch", "2.7")
@@ -36,3 +42,12 @@ def test_as_in_one_process():
             process.kill()
     for process, text in zip(running, said, strict=True):
         assert process.returncode == 0, text[-3000:]
+
+
+def test_what_is_elsewhere_is_not_saved(tmp_path):
+    model = get_peft_model(llama(), config_for("bone"))
+    name, parameter = next((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    parameter.data = parameter.data.new_empty(0)  # as ZeRO-3 has it
+    with pytest.raises(BoneError, match=rf"{name.removesuffix('.default.values')}.* nothing of it is here"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_model.safetensors").exists()

@@ -33,7 +33,7 @@ from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
 from .patterns import check_patterns, pattern_key
-from .sharding import check_whole, reshard
+from .sharding import check_there, reshard
 from .siblings import watch
 from .targets import also_excluded, trained_whole, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
@@ -176,7 +176,7 @@ class BoneModel(Tuner):
         state_dict |= {key: value for key, value in model.state_dict().items() if key not in state_dict}
         own = {key: state_dict[key] for key in file_keys(model, adapter_name)}
         if not is_gathered_elsewhere:
-            check_whole(own)
+            check_there(own)
         return own | trained_biases(model, state_dict, config.bias)
 
     @classmethod

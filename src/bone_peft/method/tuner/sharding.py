@@ -38,14 +38,13 @@ def write(sharded: Any, tensor: Tensor) -> None:
     sharded.to_local().copy_(own.to_local())
 
 
-def check_whole(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ``BoneError`` if one of these, which are to be saved, is elsewhere in part or as a whole."""
+def check_there(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``BoneError`` if one of these is elsewhere: ZeRO-3 leaves nothing in its place."""
     for name, tensor in tensors.items():
-        if is_sharded(tensor) or tensor.numel() == 0:  # ZeRO-3 leaves nothing in its place
+        if tensor.numel() == 0:
             raise BoneError(
-                f"{name} is sharded over processes, so it cannot be saved as it is: gather it first, by "
-                "accelerator.get_state_dict(model) or torch.distributed.checkpoint.state_dict.get_model_state_dict() "
-                "with full_state_dict=True, and give that to save_pretrained() as state_dict."
+                f"{name} is sharded over processes, and nothing of it is here: gather the state dict first, by "
+                "accelerator.get_state_dict(model), and give that to save_pretrained() as state_dict."
             )
 
 
