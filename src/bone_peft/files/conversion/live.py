@@ -10,6 +10,7 @@ from torch import Tensor
 from bone_peft.errors import BoneError
 from bone_peft.method import BoneConfig, BoneLayer
 from bone_peft.method.tuner.experts.fused import FusedLinear
+from bone_peft.method.tuner.sharded import whole
 from bone_peft.method.variants import Params, parameter_names
 
 from ..adapters import Adapter
@@ -33,9 +34,9 @@ def adapter_of(model: PeftModel, adapter_name: str = "default") -> Adapter:
         if adapter_name in layer.bone_variant
     }
     tensors: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    own = {name.removeprefix(PREFIX): tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    _, whole = split(own, {name: name for name in parameter_names()})
-    return Adapter(config, layers, whole).checked("the model")
+    own = {name.removeprefix(PREFIX): whole(tensor).detach().cpu().clone() for name, tensor in tensors.items()}
+    _, others = split(own, {name: name for name in parameter_names()})
+    return Adapter(config, layers, others).checked("the model")
 
 
 class LiveBase:
@@ -52,7 +53,7 @@ class LiveBase:
         for name, layer in self.layers.items():
             if layer.merged:
                 raise BoneError("The model's adapters are merged: call unmerge_adapter() first.")
-            held[f"{name}.weight"] = Held(layer.get_base_weight().detach().cpu())
+            held[f"{name}.weight"] = Held(whole(layer.get_base_weight()).detach().cpu())
         return held
 
     def fused(self, module: str) -> FusedLinear | None:

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from bone_peft.errors import BoneError
 
-from .sharding import is_sharded, write
+from .sharded import FILES_INSTEAD, is_sharded, part
 
 
 def is_computed(base: nn.Module) -> bool:
@@ -38,20 +38,21 @@ def check_replaceable(base: nn.Module) -> None:
         )
 
 
-def replace_weight(base: nn.Module, weight: Tensor, shared: bool) -> None:
-    """Give ``base`` another weight: in the same parameter, unless that is ``shared`` with others, which keep it.
+def check_sharding(base: nn.Module, shared: bool, quantized: bool) -> None:
+    """Raise ``BoneError`` if a merged weight could not take the place of one that is sharded."""
+    if (shared or quantized) and is_sharded(base.weight):
+        why = "quantized" if quantized else "another layer's as well"
+        raise BoneError(
+            f"the weight of this layer is sharded and {why}, so no merged weight can take its place: {FILES_INSTEAD}"
+        )
 
-    Raises:
-        BoneError: the parameter is shared, and each process has a shard of it.
-    """
+
+def replace_weight(base: nn.Module, weight: Tensor, shared: bool) -> None:
+    """Give ``base`` another weight: in the same parameter, unless that is ``shared`` with others, which keep it."""
     old: Any = base.weight
     if is_sharded(old):
-        if shared:
-            raise BoneError(
-                "a weight that is tied to another and sharded over processes takes no adapter of its own: merge the "
-                "saved adapter into the base's files, with bone merge"
-            )
-        write(old, weight)
+        # FSDP2 holds on to this storage.
+        old.data.copy_(part(weight, old))
         return
     if not shared:
         old.data = weight
@@ -64,14 +65,14 @@ def replace_weight(base: nn.Module, weight: Tensor, shared: bool) -> None:
 class Snapshot:
     """A base layer before a merge, by reference: merging writes new tensors and leaves the old ones alone.
 
-    A shard is written to, and so kept as a copy.
+    Of a sharded weight it is a copy of what this process has: there merging writes in place.
     """
 
     def __init__(self, base: nn.Module) -> None:
         self.base = base
-        parameter: Any = base.weight
-        self.parameter = parameter
-        self.weight: Any = parameter.detach().clone() if is_sharded(parameter) else parameter.data
+        self.parameter: Any = base.weight
+        kept: Any = self.parameter.data
+        self.weight: Any = kept.clone() if is_sharded(kept) else kept
         self.attributes = dict(vars(self.parameter))
         # What bitsandbytes layers know of their weight beside the weight.
         self.quantization: dict[str, Any] = {
@@ -81,13 +82,8 @@ class Snapshot:
     def restore(self) -> nn.Module:
         """Put the layer back as it was and return it."""
         current: Any = self.base.weight
-        if is_sharded(self.weight):
-            if not is_sharded(current):
-                raise BoneError(
-                    "a merged weight that is sharded over processes cannot be put back while it is gathered for a "
-                    "forward pass: call unmerge_adapter() before"
-                )
-            write(current, self.weight)
+        if is_sharded(current):
+            current.data.copy_(part(self.weight, current))
             return self.base
         # The model may have been moved or cast since.
         self.parameter.data = self.weight.to(device=current.device, dtype=current.dtype)

@@ -14,6 +14,7 @@ from bone_peft.errors import BoneError
 
 from .config import BoneConfig
 from .layer import BoneLayer
+from .sharded import part, reshard
 
 
 def swap_adapter(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_name: str, config: BoneConfig) -> None:
@@ -45,6 +46,7 @@ def swap_adapter(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_nam
                 f"Adapter {adapter_name} is {layer.bone_variant[adapter_name].name} and the new one is "
                 f"{config.variant.name}: load it beside, with load_adapter(), instead of swapping."
             )
+        reshard(layer)
         for name, old in layer._parameters_of(adapter_name).items():
             value = new.pop(f"{key}.{name}.{adapter_name}", None)
             if value is not None and value.shape != old.shape:
@@ -57,6 +59,6 @@ def swap_adapter(model: nn.Module, state_dict: Mapping[str, Tensor], adapter_nam
         raise BoneError(f"The new adapter has {next(iter(new))}, which the model does not have: use load_adapter().")
     with torch.no_grad():
         for old, value in targets:
-            old.zero_() if value is None else old.copy_(value)
+            old.zero_() if value is None else old.copy_(part(value, old))
     for layer in layers.values():
         layer.bone_scaling[adapter_name] = 1.0

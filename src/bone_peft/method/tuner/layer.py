@@ -17,11 +17,11 @@ from ..compat.quantization import quantization_extra_repr, resolve_quantization_
 from ..compat.tuner_base import TunerLayer
 from ..variants import Additive, Below, Params, Variant, parameter_names
 from . import mixed_rows
-from .base_weight import Snapshot, check_readable, check_replaceable, replace_weight
+from .base_weight import Snapshot, check_readable, check_replaceable, check_sharding, replace_weight
 from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
-from .sharding import whole
+from .sharded import is_managed, reshard, whole
 from .stack import Adapted, Frozen
 from .targets import Use
 from .tensors import AdapterTensors
@@ -173,12 +173,8 @@ class BoneLayer(TunerLayer):
     def _scaled(self, adapter_name: str) -> Params:
         variant, scale = self.bone_variant[adapter_name], self.bone_scaling[adapter_name]
         with onloaded(*(getattr(self, name).holder(adapter_name) for name in variant.parameters)):
-            params = self._parameters_of(adapter_name)
+            params = {key: whole(tensor) for key, tensor in self._parameters_of(adapter_name).items()}
         return params if scale == 1 else variant.scaled(params, scale)
-
-    def _whole(self, adapter_name: str) -> Params:
-        """``_scaled`` outside of a forward pass, where each process may have a shard."""
-        return {key: whole(tensor) for key, tensor in self._scaled(adapter_name).items()}
 
     # Weight
 
@@ -201,8 +197,8 @@ class BoneLayer(TunerLayer):
                 self.on_read(self)
             return BaseTunerLayer.weight.fget(self)  # type: ignore[attr-defined]
         base = self.get_base_layer()
-        if self.disable_adapters and self.merged:
-            self.unmerge()
+        if self.disable_adapters:
+            self._run_without_adapters()
         names = [] if self.disable_adapters else self._unmerged(self.active_adapters)
         if not names:
             return base.weight
@@ -217,21 +213,18 @@ class BoneLayer(TunerLayer):
     def _base_bias(self) -> Tensor | None:
         return getattr(self.get_base_layer(), "bias", None)
 
-    def _stack(
-        self, adapter_names: Sequence[str], below: Below, params_of: Callable[[str], Params] | None = None
-    ) -> Below:
+    def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
         """Put adapters on top of ``below``, in their order."""
-        params_of = params_of or self._scaled
         dropouts: Any = self.bone_dropout if self.training else ()
         for name in adapter_names:
             variant = self.bone_variant.get(name)
             if variant is not None:
                 dropout = dropouts[name] if name in dropouts else None  # noqa: SIM401 - ModuleDict has no get
-                below = Adapted(below, variant, params_of(name), dropout)
+                below = Adapted(below, variant, self._scaled(name), dropout)
         return below
 
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
-        """``dW`` of one adapter, oriented like the base layer's weight.
+        """``dW`` of one adapter, oriented like the base layer's weight. Under FSDP2 every process has to ask for it.
 
         Args:
             adapter: its name.
@@ -240,9 +233,11 @@ class BoneLayer(TunerLayer):
         Returns:
             ``(out, in)`` (``(in, out)`` for ``Conv1D``), in at least float32.
         """
+        reshard(self)
         weight = self._base_weight() if orig_weight is None else (orig_weight.T if self.fan_in_fan_out else orig_weight)
-        weight = whole(weight).to(merge_dtype(weight.dtype))
-        params = {key: tensor.to(weight.dtype) for key, tensor in self._whole(adapter).items()}
+        weight = whole(weight)
+        weight = weight.to(merge_dtype(weight.dtype))
+        params = {key: tensor.to(weight.dtype) for key, tensor in self._scaled(adapter).items()}
         delta = self.bone_variant[adapter].delta_weight(params, weight)
         return delta.T if self.fan_in_fan_out else delta
 
@@ -254,14 +249,15 @@ class BoneLayer(TunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapters into the base weight. Computed in float32 and rounded once.
 
-        The unmerged weight is kept, so that :meth:`unmerge` returns it bit for bit.
+        The unmerged weight is kept, so that :meth:`unmerge` returns it bit for bit. Under FSDP2 every process has to
+        merge, and each keeps its part.
 
         Args:
             safe_merge: refuse a merged weight that holds NaN or infinity, and leave the layer as it was.
             adapter_names: which; by default the active ones.
 
         Raises:
-            BoneError: if ``safe_merge`` finds NaN or infinity, or the layer's quantization cannot be merged into.
+            BoneError: if ``safe_merge`` finds NaN or infinity, or the layer's weight cannot be merged into.
         """
         names = self._present(check_adapters_to_merge(self, adapter_names))
         if not names:
@@ -294,6 +290,8 @@ class BoneLayer(TunerLayer):
             return
         if self.quantization_backend is None:
             check_replaceable(self.get_base_layer())
+        reshard(self)
+        check_sharding(self.get_base_layer(), self.shares_weight, self.quantization_backend is not None)
         together = self._in_order([*self.merged_adapters, *names])
         self._check_order(together)
         if finite and not torch.isfinite(self._merged_weight(together)).all():
@@ -319,11 +317,25 @@ class BoneLayer(TunerLayer):
                 f"first on, or all of them, not {', '.join(merged)} alone"
             )
 
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        if not enabled and self.merged and is_managed(self):
+            self.unmerge()
+
+    def _run_without_adapters(self) -> None:
+        """Have the base layer be itself while it runs."""
+        if not self.merged:
+            return
+        if is_managed(self):
+            raise BoneError("FSDP's weights were merged while adapters were disabled: call unmerge_adapter() first.")
+        self.unmerge()
+
     def unmerge(self) -> None:
         """Put the unmerged base weight back, bit for bit."""
         if self._unmerged_base is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        reshard(self)
         self.base_layer = self._unmerged_base.restore()
         self._unmerged_base = None
         self.merged_adapters = []
@@ -332,6 +344,7 @@ class BoneLayer(TunerLayer):
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """The base layer, with the adapters merged into it or not. Keeps no copy of the unmerged weight."""
+        reshard(self)
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         elif self.merged:
@@ -349,7 +362,7 @@ class BoneLayer(TunerLayer):
         weight = whole(weight)
         dtype = merge_dtype(weight.dtype)
         frozen = Frozen(call=self.base_layer, read_weight=lambda: weight, read_bias=lambda: None)
-        merged = self._stack(adapter_names, frozen, self._whole).weight(dtype).to(weight.dtype)
+        merged = self._stack(adapter_names, frozen).weight(dtype).to(weight.dtype)
         return merged.T.contiguous() if self.fan_in_fan_out else merged
 
 
@@ -386,8 +399,7 @@ class BoneLinear(nn.Module, BoneLayer):
         """
         row_adapters = kwargs.pop("adapter_names", None)
         if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
+            self._run_without_adapters()
             return self.base_layer(x, *args, **kwargs)
         if row_adapters is not None:
             return self._forward_by_row(x, row_adapters, *args, **kwargs)

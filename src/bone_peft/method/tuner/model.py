@@ -21,7 +21,6 @@ from ..compat.quantization import get_quantization_kwargs
 from ..compat.state_dicts import trained_biases
 from ..compat.tuner_base import Tuner
 from . import attention
-from .base_weight import is_computed
 from .config import BoneConfig
 from .experts import separate
 from .experts.experts_layer import BoneExperts
@@ -33,7 +32,8 @@ from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
 from .patterns import check_patterns, pattern_key
-from .sharding import check_there, reshard
+from .saved import check_saved
+from .sharded import part
 from .siblings import watch
 from .targets import also_excluded, trained_whole, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
@@ -89,7 +89,6 @@ class BoneModel(Tuner):
 
     def unmerge_adapter(self) -> None:
         """Put every weight back, bit for bit."""
-        self._reshard(None)
         if not any(module.merged for module in self.model.modules() if isinstance(module, BoneLayer)):
             super().unmerge_adapter()
             return
@@ -114,11 +113,6 @@ class BoneModel(Tuner):
             note_untied(model)
         return model
 
-    def _reshard(self, adapter_names: list[str] | None) -> None:
-        layers = self._adapted(adapter_names)
-        plain = {name: layer.get_base_layer() for name, layer in layers.items() if layer.quantization_backend is None}
-        reshard(self.model, {name: base._parameters["weight"] for name, base in plain.items() if not is_computed(base)})
-
     def _adapted(self, adapter_names: list[str] | None) -> dict[str, BoneLayer]:
         """The layers that have one of these adapters (``None``: an active one), by name."""
         layers = {name: module for name, module in self.model.named_modules() if isinstance(module, BoneLayer)}
@@ -126,7 +120,6 @@ class BoneModel(Tuner):
         return {name: layer for name, layer in layers.items() if wanted & set(layer.bone_variant)}
 
     def _check_merge(self, adapter_names: list[str] | None, finite: bool) -> None:
-        self._reshard(adapter_names)
         mark_shared(self.model)
         unknown = [name for name in adapter_names or [] if name not in self.peft_config]
         if unknown:
@@ -172,11 +165,9 @@ class BoneModel(Tuner):
     ) -> dict[str, Any]:
         # PEFT has taken out what looks like another adapter's, and an adapter may be called "layers". What is read
         # after this, modules_to_save say, needs it too.
-        is_gathered_elsewhere = not state_dict
         state_dict |= {key: value for key, value in model.state_dict().items() if key not in state_dict}
         own = {key: state_dict[key] for key in file_keys(model, adapter_name)}
-        if not is_gathered_elsewhere:
-            check_there(own)
+        check_saved(model, adapter_name, own)
         return own | trained_biases(model, state_dict, config.bias)
 
     @classmethod
@@ -189,10 +180,12 @@ class BoneModel(Tuner):
     ) -> dict[str, Any]:
         keys = file_keys(model, adapter_name)
         state_dict = _joined_experts(model, config, keys, state_dict)
-        check_complete(keys, state_dict, model.state_dict(), adapter_name)
+        known = model.state_dict()
+        check_complete(keys, state_dict, known, adapter_name)
         prefix = "base_model.model."
         places = {key.removeprefix(prefix): place for place, key in keys.items()}
-        return {places.get(key.removeprefix(prefix), key): value for key, value in state_dict.items()}
+        placed = {places.get(key.removeprefix(prefix), key): value for key, value in state_dict.items()}
+        return {place: part(value, known.get(place)) for place, value in placed.items()}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         if not adapter_name or "." in adapter_name or adapter_name == "training":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import peft
@@ -20,6 +21,7 @@ from ..compat.undoing import set_attribute, set_entry
 from . import config, layer, model
 from .hotswap import swap_adapter
 from .model_card import tell_how_to_load
+from .saved import writing
 from .tensors import LEAF
 
 _NAME = "BONE"
@@ -42,6 +44,7 @@ def register() -> None:
         add_keys(undo, config.BoneConfig, "bone_", LEAF)
         _check_loads_over_adapters(undo)
         _explain_bone_in_model_cards(undo)
+        _tell_who_writes(undo)
         undo.pop_all()
 
 
@@ -151,6 +154,19 @@ def _explain_bone_in_model_cards(undo: ExitStack) -> None:
             tell_how_to_load(output_dir)
 
     set_attribute(undo, peft.PeftModel, "create_or_update_model_card", create_or_update_model_card)
+
+
+def _tell_who_writes(undo: ExitStack) -> None:
+    """``save_pretrained`` runs in every process, and one of them writes."""
+    original = peft.PeftModel.save_pretrained
+
+    @wraps(original)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature(original).bind(self, *args, **kwargs).arguments
+        with writing() if given.get("is_main_process", True) else nullcontext():
+            return original(self, *args, **kwargs)
+
+    set_attribute(undo, peft.PeftModel, "save_pretrained", save_pretrained)
 
 
 def _of_the_hub(options: dict[str, Any]) -> dict[str, Any]:

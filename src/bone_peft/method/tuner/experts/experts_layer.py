@@ -16,7 +16,7 @@ from ...variants import BelowExperts, Dropout, Params, Variant, of_expert
 from .. import mixed_rows
 from ..config import BoneConfig
 from ..layer import BoneLayer, merge_dtype
-from ..sharding import whole
+from ..sharded import reshard, whole
 from .fused import FusedLinear
 
 
@@ -145,10 +145,11 @@ class BoneExperts(nn.Module, BoneLayer):
 
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
         """``dW`` of one adapter, as the model keeps the weight: in at least float32."""
+        reshard(self)
         base = self.fused
         weight = base.matrices(whole(base.weight if orig_weight is None else orig_weight))
         weight = weight.to(merge_dtype(weight.dtype))
-        params = {key: tensor.to(weight.dtype) for key, tensor in self._whole(adapter).items()}
+        params = {key: tensor.to(weight.dtype) for key, tensor in self._scaled(adapter).items()}
         return base.stored(_delta_weight(self.bone_variant[adapter], params, weight))
 
     @torch.no_grad()
@@ -158,7 +159,7 @@ class BoneExperts(nn.Module, BoneLayer):
         kept = whole(base.weight.detach() if self._unmerged_base is None else self._unmerged_base.weight)
         merged = torch.empty_like(base.matrices(kept))
         dtype = merge_dtype(kept.dtype)
-        adapters = [(self.bone_variant[name], self._whole(name)) for name in adapter_names]
+        adapters = [(self.bone_variant[name], self._scaled(name)) for name in adapter_names]
         for expert, matrix in enumerate(base.matrices(kept)):
             changed = matrix.to(dtype)
             for variant, params in adapters:
@@ -176,8 +177,7 @@ class BoneExperts(nn.Module, BoneLayer):
         """
         base = self.fused
         if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
+            self._run_without_adapters()
             return base(x, routing)
         if adapter_names is not None:
             return self._forward_by_row(x, routing, adapter_names)
