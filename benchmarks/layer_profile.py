@@ -37,7 +37,17 @@ KINDS = {
 }
 """Of which kind a kernel is: the first that has a part of its name."""
 
-OURS = ("_block_sum", "_add_to_blocks", "_product", "_bone_token", "_bat_weight", "_transform")
+OURS = (
+    "_block_sum",
+    "_add_to_blocks",
+    "_product",
+    "_bone_token",
+    "_bat_weight",
+    "_transform",
+    "_add_grouped_bone",
+    "_grouped_bone",
+    "_token_sums",
+)
 
 
 def main(

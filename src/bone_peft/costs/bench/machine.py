@@ -33,10 +33,10 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of this package's code, where it lies in a checkout."""
+    """The last one of this package's code, where that lies in a checkout. Another project's may lie around it."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            ["git", "-C", str(Path(__file__).parents[2]), "log", "-1", "--format=%h", "--", "."],
             capture_output=True,
             text=True,
             check=False,

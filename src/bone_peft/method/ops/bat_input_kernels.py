@@ -27,7 +27,7 @@ def transform(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """
     number, r, _ = block.shape
     tokens, features = x.shape
-    if not _kernel_takes(x, r) or not tokens:
+    if not kernel_takes(x, r) or not tokens:
         # One batched product over the blocks, each of which is a strided matrix of x.
         u = torch.bmm(x.view(tokens, number, r).transpose(0, 1), block.to(x.dtype).mT)
         z = torch.empty(tokens, features, dtype=x.dtype, device=x.device)
@@ -58,7 +58,7 @@ def transform_backward(
     """
     number, r, _ = block.shape
     tokens, features = dz.shape
-    if not _kernel_takes(dz, r) or not tokens:
+    if not kernel_takes(dz, r) or not tokens:
         return _transform_backward_torch(dz, dv, x, block, needs_x)
     dx = torch.empty(tokens, features, dtype=dz.dtype, device=dz.device) if needs_x else None
     dblock = None if x is None else torch.zeros(block.shape, dtype=torch.float32, device=dz.device)
@@ -91,7 +91,8 @@ def _transform_backward_torch(
     return dx, dblock
 
 
-def _kernel_takes(x: Tensor, r: int) -> bool:
+def kernel_takes(x: Tensor, r: int) -> bool:
+    """Whether the kernels take ``x`` with blocks of ``r``."""
     return use_triton(x, r) and r <= 128
 
 

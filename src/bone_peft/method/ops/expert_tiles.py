@@ -27,3 +27,8 @@ if triton is not None:
         before = tl.sum(tl.where(e < expert, tiles, 0), 0)
         start = tl.sum(tl.where(e == expert, starts, 0), 0) + (tile - before) * TILE
         return expert, start, tl.sum(tl.where(e == expert, stops, 0), 0)
+
+    @triton.jit
+    def rows_of_expert(ends, expert):
+        """Where the rows of an expert start and end."""
+        return tl.load(ends + expert - 1, mask=expert > 0, other=0), tl.load(ends + expert)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .dispatch import power_of_two, rows, use_triton
+from .bat_input_kernels import kernel_takes
+from .dispatch import power_of_two, rows
 from .expert_tiles import most_tiles
 from .launch import launch
 from .operator import operator
@@ -24,7 +25,7 @@ try:
     import triton
     import triton.language as tl
 
-    from .expert_tiles import rows_of_tile
+    from .expert_tiles import rows_of_expert, rows_of_tile
 except ImportError:  # pragma: no cover - PyTorch for CPUs may come without
     triton = None
 
@@ -58,13 +59,13 @@ def _forward(x: Tensor, block: Tensor, ends: Tensor, tokens: Tensor | None) -> t
     z, v = x.new_empty(number, n * r), x.new_empty(number, r)
     if not number:
         return z, v
-    if _kernel_takes(x, r):
+    if kernel_takes(x, r):
         launch(
             _transform_rows,
             (most_tiles(number, experts, _ROWS),),
             (x, ends if tokens is None else tokens, ends, block, z, v),
             (n, x.stride(0)),
-            (experts, power_of_two(experts), r, power_of_two(r), _ROWS, tokens is not None, 3),
+            (experts, power_of_two(experts), r, power_of_two(r), _ROWS, tokens is not None, 3 if r <= 64 else 1),
         )
         return z, v
     block = block.to(x.dtype)
@@ -94,7 +95,7 @@ def _backward(
     dz, dv, block, ends = dz.contiguous(), dv.contiguous(), block.contiguous(), ends.contiguous()
     tokens = None if tokens is None else tokens.contiguous()
     dx = torch.empty_like(dz) if needs_x else None
-    if len(dz) and _kernel_takes(dz, r):
+    if len(dz) and kernel_takes(dz, r):
         x = None if x is None else rows(x)
         dblock = None if x is None else torch.empty_like(block)
         launch(
@@ -152,10 +153,6 @@ class _GroupedBatInput(Function):
         elif places is not None:
             dx = token_sums(dx, places)
         return dx, dblock if ctx.needs_input_grad[1] else None, None, None, None
-
-
-def _kernel_takes(x: Tensor, r: int) -> bool:
-    return use_triton(x, r) and r <= 128
 
 
 if triton is not None:
@@ -224,8 +221,7 @@ if triton is not None:
         # One block of one expert, over all its rows.
         i = tl.program_id(0)
         expert = tl.program_id(1)
-        stop = tl.load(ends + expert)
-        start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+        start, stop = rows_of_expert(ends, expert)
         c = tl.arange(0, WIDTH)
         dtype = dz.dtype.element_ty
         square = (c < R)[:, None] & (c < R)[None, :]

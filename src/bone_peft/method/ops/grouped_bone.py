@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .dispatch import power_of_two, rows
+from .dispatch import power_of_two, rows, use_triton
 from .expert_tiles import most_tiles
 from .launch import launch
 from .operator import operator
@@ -21,7 +21,7 @@ try:
     import triton
     import triton.language as tl
 
-    from .expert_tiles import rows_of_tile
+    from .expert_tiles import rows_of_expert, rows_of_tile
 except ImportError:  # pragma: no cover - PyTorch for CPUs may come without
     triton = None
 
@@ -29,7 +29,7 @@ _ROWS, _COLUMNS = 64, 128
 
 
 def add_grouped_bone(y: Tensor, s: Tensor, handle: Tensor, block: Tensor, ends: Tensor, tokens: Tensor) -> Tensor:
-    """``y_t + s D_e`` for each row ``t`` of expert ``e``. For the kernels alone: see :func:`.dispatch.use_triton`.
+    """``y_t + s D_e`` for each row ``t`` of expert ``e``. For what :func:`takes` takes.
 
     Args:
         y: ``(rows, out)``.
@@ -42,6 +42,11 @@ def add_grouped_bone(y: Tensor, s: Tensor, handle: Tensor, block: Tensor, ends: 
         ``(rows, out)`` in the dtype of ``y``.
     """
     return _AddGroupedBone.apply(y, s, handle, block, ends, tokens)
+
+
+def takes(x: Tensor, r: int) -> bool:
+    """Whether the kernels take rows of ``x`` with blocks of ``r``. Wider ones leave them too few registers."""
+    return use_triton(x, r) and r <= 128
 
 
 @operator("add_grouped_bone(Tensor y, Tensor s, Tensor block, Tensor ends, Tensor tokens) -> Tensor")
@@ -81,7 +86,7 @@ def _backward(
             (most_tiles(len(dy), experts, _ROWS),),
             (dy, block, ends, tokens, ds),
             (features, dy.stride(0)),
-            (experts, power_of_two(experts), r, power_of_two(r), _ROWS, 64),
+            (experts, power_of_two(experts), r, power_of_two(r), _ROWS, 64, 3 if r <= 64 else 1),
         )
     if s is None:
         return ds, None
@@ -91,7 +96,7 @@ def _backward(
         (triton.cdiv(features, _COLUMNS), experts),
         (dy, s.contiguous(), ends, tokens, dblock),
         (features, dy.stride(0)),
-        (r, power_of_two(r), _ROWS, _COLUMNS),
+        (r, power_of_two(r), _ROWS, _COLUMNS, 3 if r <= 64 else 1),
     )
     return ds, dblock
 
@@ -169,6 +174,7 @@ if triton is not None:
         WIDTH: tl.constexpr,
         TILE: tl.constexpr,
         STEP: tl.constexpr,
+        STAGES: tl.constexpr,
     ):
         expert, start, stop = rows_of_tile(ends, tl.program_id(0), EXPERTS, EXPERTS_WIDE, TILE)
         if expert < EXPERTS:
@@ -177,7 +183,7 @@ if triton is not None:
             row = dy + t.to(tl.int64)[:, None] * dy_stride
             own = block + (expert.to(tl.int64) * R + c[:, None]) * features
             total = tl.zeros((TILE, WIDTH), dtype=tl.float32)
-            for first in tl.range(0, features, STEP, num_stages=3):
+            for first in tl.range(0, features, STEP, num_stages=STAGES):
                 o = first + tl.arange(0, STEP)
                 piece = tl.load(row + o[None, :], mask=(t < stop)[:, None] & (o < features)[None, :], other=0.0)
                 right = tl.load(own + o[None, :], mask=(c < R)[:, None] & (o < features)[None, :], other=0.0)
@@ -199,15 +205,15 @@ if triton is not None:
         WIDTH: tl.constexpr,
         STEP: tl.constexpr,
         COLUMNS: tl.constexpr,
+        STAGES: tl.constexpr,
     ):
         # A part of one expert's block, over all its rows.
         expert = tl.program_id(1)
-        stop = tl.load(ends + expert)
-        start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+        start, stop = rows_of_expert(ends, expert)
         c = tl.arange(0, WIDTH)
         o = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         total = tl.zeros((WIDTH, COLUMNS), dtype=tl.float32)
-        for first in tl.range(start, stop, STEP, num_stages=3):
+        for first in tl.range(start, stop, STEP, num_stages=STAGES):
             t = first + tl.arange(0, STEP)
             token = tl.load(tokens + t, mask=t < stop, other=0).to(tl.int64)[:, None]
             left = tl.load(s + token * R + c[None, :], mask=(t < stop)[:, None] & (c < R)[None, :], other=0.0)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from . import grouped_bone
 from .bat_weight import bat_weight_torch
-from .dispatch import use_triton
 from .grouped import grouped_bat, grouped_product
 from .grouped_bat_input import grouped_bat_input
-from .grouped_bone import add_grouped_bone
 from .shared import with_block_sum
 from .token_sums import rows_of_tokens, sums_of_rows
 
@@ -85,12 +84,12 @@ class Routing:
             output: from ``x`` to ``(rows, out)``.
         """
         r = block.shape[1]
-        if self.ends is None or not use_triton(x, r):
+        if self.ends is None or not grouped_bone.takes(x, r):
             return None
         x, s, handle = with_block_sum(x, r)
         y = output(x)
         tokens = torch.arange(len(y), device=y.device) if self.has_rows else self.tokens
-        return add_grouped_bone(y, s, handle, block, self.ends, tokens)
+        return grouped_bone.add_grouped_bone(y, s, handle, block, self.ends, tokens)
 
     def bat_input(self, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """``z = x + u (rows, in)`` and ``v = sum_i u_i (rows, r)`` with ``u_i = D_i x_i``.

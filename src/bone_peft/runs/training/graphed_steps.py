@@ -26,7 +26,7 @@ _MOST = 32
 def lengths_that_pay(lines: int) -> int:
     """How many lengths of lines there should be between each power of two and the next, for so many lines in all.
 
-    Twice as many halve what is added to lines, which for 4 is a tenth of a step on average. Meeting and recording a
+    Twice as many halve what is added to lines, which for 4 is a twelfth of a step on average. Meeting and recording a
     length takes as long as some ten steps, and with twice as many some five more are met.
     """
     return 4 if lines < 800 else 8 if lines < 5000 else 16
