@@ -33,6 +33,13 @@ def drawn(*shape, dtype):
     return torch.randn(shape).to(dtype=dtype, device=DEVICE).requires_grad_()
 
 
+def case(tokens, has_rows, dtype):
+    """Choices, their routing, and inputs of tokens or of rows."""
+    chosen, routing = routing_of(tokens)
+    x = drawn(tokens * K if has_rows else tokens, BLOCKS * R, dtype=dtype)
+    return chosen, routing.of_rows if has_rows else routing, x
+
+
 def gradients(outputs, inputs):
     torch.manual_seed(4)
     seeds = [torch.randn(y.shape).to(y) for y in outputs]
@@ -49,9 +56,7 @@ def assert_close(found, exact, dtype):
 @paths
 @cases
 def test_input_shared_bat(name, dtype, tokens, has_rows, kept):
-    chosen, routing = routing_of(tokens)
-    routing = routing.of_rows if has_rows else routing
-    x = drawn(tokens * K if has_rows else tokens, BLOCKS * R, dtype=dtype)
+    chosen, routing, x = case(tokens, has_rows, dtype)
     blocks = drawn(EXPERTS, BLOCKS, R, R, dtype=kept or dtype)
     with path(name):
         found = gradients(routing.bat_input(x, blocks), (x, blocks))
@@ -70,9 +75,7 @@ def test_input_shared_bat(name, dtype, tokens, has_rows, kept):
 @paths
 @cases
 def test_bone(name, dtype, tokens, has_rows, kept):
-    chosen, routing = routing_of(tokens)
-    routing = routing.of_rows if has_rows else routing
-    x = drawn(tokens * K if has_rows else tokens, BLOCKS * R, dtype=dtype)
+    chosen, routing, x = case(tokens, has_rows, dtype)
     weight, block = drawn(BLOCKS * R, 40, dtype=dtype).detach(), drawn(EXPERTS, R, 40, dtype=kept or dtype)
     with path(name):
         below = SimpleNamespace(output=lambda x, routing: routing.rows(x @ weight))
