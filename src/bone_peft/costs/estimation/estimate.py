@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bone_peft.errors import BoneError
-from bone_peft.files.checkpoints.outline import fused, linear_shape, outline
+from bone_peft.files.checkpoints.outline import fused, outline, shape
 from bone_peft.method import BoneConfig, BoneLayer, BoneModel
 
 from .memory import saved_bytes
@@ -150,5 +150,5 @@ def _layers(model: nn.Module, target_modules: list[str] | str) -> dict[str, Shap
 def _shape(model: nn.Module, name: str) -> Shape | None:
     if (experts := fused(model, name)) is not None:
         return Shape(experts.out_features, experts.in_features, experts.experts, len(experts.parts))
-    shape = linear_shape(model, name)
-    return None if shape is None else Shape(*shape)
+    sides = shape(model, name)
+    return None if sides is None else Shape(*sides)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,24 @@ from bone_peft.errors import BoneError
 from bone_peft.io.gguf_header import check_gguf
 from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
+from bone_peft.method.compat.checkpoint_names import separate_names
 from bone_peft.method.compat.gguf import is_converted, settings_of
+from bone_peft.method.tuner.experts.fused import FusedLinear
 
 from ..gguf_path import accepts, path_of
 from ..remote_code import not_run
 from . import outline
 from .bounded import bounded
 from .checkpoint import Edit, Held, Progress, Readable
+from .experts_edit import ExpertsEdit
 from .rewrite import sync, write_pieces
 from .ties import parted, with_ties
+
+# Transformers takes its own defaults for them.
+_SIZES_OF_EXPERTS = {
+    ".expert_feed_forward_length": "moe_intermediate_size",
+    ".expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
 
 SHARD_BYTES = 5 * 10**9
 
@@ -34,24 +44,34 @@ __all__ = ["GgufCheckpoint", "accepts"]
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of a GGUF file, unpacked when it is read."""
+    """One tensor of a GGUF file, unpacked when it is read.
+
+    Attributes:
+        place: if it is the matrix of one expert, out of a tensor that has those of all: the parameter that it is a part
+            of, the expert, the part, and of how many.
+    """
 
     path: Path
     source: Any
     processor: Any
     shape: tuple[int, ...]
     dtype: torch.dtype
+    place: tuple[str, int, int, int] | None = None
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
         from gguf import dequantize
 
         # Not through the reader's memory map, whose pages would count as ours.
-        packed = np.fromfile(self.path, np.uint8, self.source.n_bytes, offset=int(self.source.data_offset))
-        packed = packed.view(self.source.data.dtype).reshape(self.source.data.shape)
+        data, nbytes, offset = self.source.data, int(self.source.n_bytes), int(self.source.data_offset)
+        shape = data.shape
+        if self.place is not None:
+            nbytes, shape = nbytes // shape[0], shape[1:]
+            offset += self.place[1] * nbytes
+        packed = np.fromfile(self.path, np.uint8, nbytes, offset=offset).view(data.dtype).reshape(shape)
         unpacked = dequantize(packed, self.source.tensor_type)
         result = self.processor.process(weights=unpacked, name=self.source.name)
         return torch.from_numpy(result.weights).to(self.dtype).reshape(self.shape).contiguous()
@@ -95,6 +115,9 @@ class GgufCheckpoint:
             settings = bounded(lambda: settings_of(**self._where), self.path, seconds=60)
         except Exception as error:
             raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
+        for field, name in _SIZES_OF_EXPERTS.items():
+            if (size := next((f for key, f in self._reader.fields.items() if key.endswith(field)), None)) is not None:
+                settings.setdefault(name, int(size.contents()))
         config = outline.load_config(settings, self.path, "CAUSAL_LM", self._parts)
         if config is None:
             raise BoneError(f"Transformers does not know the kind of model in {self.path}.")
@@ -141,12 +164,23 @@ class GgufCheckpoint:
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config.to_dict())
         names = get_gguf_hf_weights_map(_Named(self.model, self.model.base_model_prefix), processor)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        found = {
-            names[t.name]: GgufTensor(self.path, t, processor, shapes[names[t.name]], self.dtype)
-            for t in self._reader.tensors
-            if t.name in names
-        }
-        lost = set(dict(self.model.named_parameters())) - set(found) - set(self.ties)
+        found: dict[str, GgufTensor] = {}
+        for source in self._reader.tensors:
+            # Parameters of experts have no ending of their own.
+            name = names.get(source.name) or names.get(source.name.removesuffix(".weight"))
+            if name not in shapes:
+                continue
+            whole = GgufTensor(self.path, source, processor, shapes[name], self.dtype)
+            fused = self.fused(name)
+            made = {name: whole} if fused is None else _by_expert(whole, name, fused, self.model)
+            if made and source.n_elements != sum(prod(tensor.shape) for tensor in made.values()):
+                raise BoneError(
+                    f"{self.path} asks for {name} of shape {shapes[name]}, and its {source.name} is another: take "
+                    "another copy of it."
+                )
+            found |= made
+        held = {name if tensor.place is None else tensor.place[0] for name, tensor in found.items()}
+        lost = set(dict(self.model.named_parameters())) - held - set(self.ties)
         if lost or is_converted(architecture):
             raise BoneError(
                 f"{self.path} ({architecture}) cannot be unpacked tensor by tensor: load it with Transformers, save it "
@@ -158,16 +192,11 @@ class GgufCheckpoint:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._stored.values())
 
-    def fused(self, module: str) -> None:
-        return None
+    def fused(self, module: str) -> FusedLinear | None:
+        return outline.fused(self.model, module)
 
-    def shape_of(self, module: str) -> tuple[int, int]:
-        if outline.fused(self.model, module) is not None:
-            raise BoneError(
-                f"{self.name} holds the experts of {module} as GGUF does, and an adapter of experts is merged into "
-                "a model folder: name the model that this file was made from."
-            )
-        shape = outline.linear_shape(self.model, module)
+    def shape_of(self, module: str) -> tuple[int, ...]:
+        shape = outline.shape(self.model, module)
         if shape is None:
             raise BoneError(f"{self.name} has no linear layer {module}: the adapter is for another base.")
         return shape
@@ -176,6 +205,14 @@ class GgufCheckpoint:
         return outline.is_transposed(self.model, module)
 
     def write(self, out: Path, edits: Mapping[str, Edit], progress: Progress) -> None:
+        by_expert = {name: tensor.place for name, tensor in self._stored.items() if tensor.place is not None}
+        edits = dict(edits)
+        for name, (fused, *place) in by_expert.items():
+            if isinstance(edit := edits.get(fused), ExpertsEdit):
+                edits[name] = edit.of(*place)
+        for fused in {fused for fused, *_ in by_expert.values()}:
+            if isinstance(edits.get(fused), ExpertsEdit):
+                del edits[fused]
         lost = next((name for name in edits if name not in self.tensors), None)
         if lost is not None:
             raise BoneError(f"{self.name} has no parameter {lost}: the adapter is for another base.")
@@ -216,6 +253,23 @@ class GgufCheckpoint:
         GenerationConfig.from_model_config(self.config).save_pretrained(out)
         self.config.architectures = [type(self.model).__name__]
         self.config.save_pretrained(out)
+
+
+def _by_expert(tensor: GgufTensor, name: str, fused: FusedLinear, model: Any) -> dict[str, GgufTensor]:
+    """The matrices in a tensor of all experts, by the names that checkpoints of the model have for each.
+
+    Empty where the model keeps its experts in another way than GGUF.
+    """
+    parts = [f"ffn_{part.removesuffix('_proj')}_exps" for part in fused.parts]
+    found = [part in tensor.source.name for part in parts]
+    if not any(found) or fused.is_transposed or fused.is_interleaved or fused.bias is not None:
+        return {}
+    part, shape = found.index(True), (fused.out_features // len(parts), fused.in_features)
+    own = separate_names(model, name, fused.parts)[part]
+    return {
+        f"{own.format(expert)}.weight": replace(tensor, shape=shape, place=(name, expert, part, len(parts)))
+        for expert in range(fused.experts)
+    }
 
 
 def _shards(tensors: Mapping[str, Readable]) -> dict[str, list[str]]:

@@ -150,10 +150,8 @@ class FolderCheckpoint:
 
     def shape_of(self, module: str) -> tuple[int, ...]:
         shape: tuple[int, ...] | None
-        if (fused := self.fused(module)) is not None:
-            shape = (fused.experts, fused.out_features, fused.in_features)
-        elif self.model is not None:
-            shape = outline.linear_shape(self.model, module)
+        if self.model is not None:
+            shape = outline.shape(self.model, module)
         else:
             stored = self.tensors.get(f"{module}.weight")
             shape = (stored.shape[0], stored.shape[1]) if stored and len(stored.shape) == 2 else None

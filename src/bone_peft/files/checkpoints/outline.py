@@ -139,8 +139,10 @@ def parameter_names(model: nn.Module, stored: Iterable[str]) -> Names:
     return names
 
 
-def linear_shape(model: nn.Module, module: str) -> tuple[int, int] | None:
-    """``(out, in)`` of a linear module, ``None`` if there is none of this name."""
+def shape(model: nn.Module, module: str) -> tuple[int, ...] | None:
+    """``(out, in)`` of a linear module, ``(experts, out, in)`` of experts, ``None`` if there is none of this name."""
+    if (experts := fused(model, module)) is not None:
+        return experts.experts, experts.out_features, experts.in_features
     try:
         found = model.get_submodule(module)
     except AttributeError:
