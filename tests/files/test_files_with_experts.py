@@ -21,6 +21,7 @@ from bone_peft import BoneError, convert, inspect_adapter
 from bone_peft.files.conversion import adapter_of
 from bone_peft.files.merging import merge
 
+from ..method.tuner.test_separate_experts import two_blocks
 from ..models import ALL_VARIANTS, SMALL, config_for, randomize, tokens
 from ..versions import needs
 from .test_merging import adapter, assert_same, in_memory, saved
@@ -125,6 +126,32 @@ def test_lora_by_experts(model, variant, experts, tmp_path):
         theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "lora").eval()
         ours = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
         torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["bat-input", "bottleneck"])
+def test_gates_and_ups_that_do_not_make_one(variant, tmp_path):
+    """Two adapters an expert, in the file of the fused model and in the older one."""
+    plain = mixtral()
+    base = saved(copy.deepcopy(plain), tmp_path / "base")
+    two_blocks(variant, tmp_path / "old", plain)
+    expected = in_memory(base, tmp_path / "old")
+    PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "old").save_pretrained(tmp_path / "new")
+    for name in ("old", "new"):
+        done = merge(str(base), tmp_path / name, tmp_path / f"merged-{name}")
+        assert_same(expected, AutoModelForCausalLM.from_pretrained(done.out, dtype="auto"))
+    fused = copy.deepcopy(plain).to(torch.bfloat16)
+    fused.save_pretrained(tmp_path / "fused", save_original_format=False)
+    assert any("gate_up_proj" in name for name in load_file(tmp_path / "fused" / "model.safetensors"))
+    merge(str(tmp_path / "fused"), tmp_path / "old", tmp_path / "merged-fused")
+    assert_same(expected, AutoModelForCausalLM.from_pretrained(tmp_path / "merged-fused", dtype="auto"))
+    if variant == "bottleneck":
+        convert(tmp_path / "new", "lora", tmp_path / "lora", base=str(base))
+        old, lora = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("old", "lora"))
+        assert len(old) == len(lora)
+        for key, tensor in old.items():
+            ending = "bone_down", "lora_A.weight"
+            ending = ending if key.endswith(ending[0]) else ("bone_up", "lora_B.weight")
+            assert torch.equal(tensor, lora[key.replace(*ending)])
 
 
 def test_a_live_model_is_its_own_base(tmp_path):

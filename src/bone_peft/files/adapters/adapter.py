@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,20 @@ from bone_peft.errors import BoneError
 from bone_peft.io.names import shown
 from bone_peft.method import BoneConfig
 from bone_peft.method.tuner.experts import separate
+from bone_peft.method.tuner.experts.fused import FusedLinear
 from bone_peft.method.variants import Params, Variant, experts_of, of_expert
 
 ShapeOf = Callable[[str], tuple[int, ...]]
 """``(out, in)`` of the weight of a module, by name, or ``(experts, out, in)``. Raises BoneError if there is none."""
+
+
+class Base(Protocol):
+    """What is asked of a base that an adapter is to fit."""
+
+    def shape_of(self, module: str) -> tuple[int, ...]: ...
+
+    def fused(self, module: str) -> FusedLinear | None: ...
+
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -109,14 +119,17 @@ class Adapter:
                     f"{where} holds NaN or infinity in {shown(name)}: its training went wrong, take an earlier one."
                 )
 
-    def check_fits(self, shape_of: ShapeOf, where: str) -> None:
+    def check_fits(self, base: Base, where: str) -> None:
         """Raise a BoneError if a module is missing in the base, or has another shape there."""
         for module, params in self.layers.items():
-            *experts, out_features, in_features = shape_of(module)
+            *experts, out_features, in_features = base.shape_of(module)
             found = {name: tuple(tensor.shape) for name, tensor in params.items()}
-            each = experts if self.config.experts == "each" else []
-            shapes = self.variant.shapes(in_features, out_features, self.r(module))
-            if found != {name: (*each, *shape) for name, shape in shapes.items()}:
+            allowed = []
+            for parts in {1, *([len(fused.parts)] if (fused := base.fused(module)) is not None else [])}:
+                each = [number * parts for number in experts] if self.config.experts == "each" else []
+                shapes = self.variant.shapes(in_features, out_features // parts, self.r(module))
+                allowed.append({name: (*each, *shape) for name, shape in shapes.items()})
+            if found not in allowed:
                 sides = " x ".join(map(str, (*experts, out_features, in_features)))
                 raise BoneError(
                     f"{where} does not fit this base: {shown(module)} is {sides} there, and the adapter has "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bone_peft.method.tuner.experts.fused import FusedLinear
-from bone_peft.method.variants import of_expert
+from bone_peft.method.variants import of_part, parts_of
 
 from .checkpoint import Edit, Readable
 
@@ -27,31 +27,33 @@ class ExpertsEdit(Edit):
     def of(self, expert: int, part: int, parts: int) -> Edit:
         """The edit of a matrix that a checkpoint has by itself: a part of one expert's, ``(out / parts, in)``."""
         assert self.fused is not None
-        step = self.fused.out_features // parts
-        own = [(variant, of_expert(variant, params, expert)) for variant, params in self.adapters]
-        rows = [(variant, variant.rows(params, part * step, (part + 1) * step)) for variant, params in own]
-        return Edit(adapters=rows, name=f"{self.name}, expert {expert}")
+        out, number = self.fused.out_features, self.fused.experts
+        own = [(v, of_part(v, params, out, expert, number, part, parts)) for v, params in self.adapters]
+        return Edit(adapters=own, name=f"{self.name}, expert {expert}")
 
     def pieces(self, stored: Readable) -> Iterator[Tensor]:
         """The new parameter, one expert after the other."""
-        for expert in range(stored.shape[0]):
-            yield from _OneExpert(
-                [(variant, of_expert(variant, params, expert)) for variant, params in self.adapters],
-                name=f"{self.name}, expert {expert}",
-                fused=self.fused,
-            ).pieces(_Matrix(stored, expert))
+        number = stored.shape[0]
+        parts = max((parts_of(variant, params, number) for variant, params in self.adapters), default=1)
+        for expert in range(number):
+            own = [self.of(expert, part, parts) for part in range(parts)]
+            edit = _OneExpert(name=f"{self.name}, expert {expert}", fused=self.fused, parts=own)
+            yield from edit.pieces(_Matrix(stored, expert))
 
 
 @dataclass(frozen=True)
 class _OneExpert(Edit):
     fused: FusedLinear | None = None
+    parts: Sequence[Edit] = ()
 
     def _step(self, columns: int) -> int:
         return 2**62  # At once, as its rows are not those of the adapter.
 
     def _merged(self, weight: Tensor, span: tuple[int, int] | None) -> Tensor:
         assert self.fused is not None
-        matrix = super()._merged(self.fused.matrices(weight[None])[0].contiguous(), None)
+        matrix = self.fused.matrices(weight[None])[0].contiguous()
+        for edit, rows in zip(self.parts, matrix.chunk(len(self.parts)), strict=True):
+            edit._merged(rows, None)  # In place.
         return self.fused.stored(matrix[None])[0]
 
 

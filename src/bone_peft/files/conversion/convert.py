@@ -96,7 +96,7 @@ def convert(
     found = found.expanded(None if at is None else at.shape_of)
     if at is not None:
         found = found if at.model is None else found.joined(at.model)
-        found.check_fits(at.shape_of, where)
+        found.check_fits(at, where)
     errors: dict[str, float] = {}
     if to == "lora" and at is not None:
         if rank is None and energy is None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from bone_peft.errors import BoneError
 from bone_peft.method.compat.checkpoint_names import separate_names
 from bone_peft.method.tuner.experts.fused import FusedLinear
-from bone_peft.method.variants import Params, experts_of, of_expert
+from bone_peft.method.variants import Params, experts_of, of_part
 
 from ..adapters import Adapter
 
@@ -36,13 +36,11 @@ def separated(adapter: Adapter, base: Base | None) -> Adapter:
                 raise BoneError(f"{module} is of several experts, whose names the base tells: name it with --base.")
             layers[module] = params
             continue
-        step = fused.out_features // len(fused.parts)
         names = separate_names(base.model, module, fused.parts)
         for expert in range(fused.experts):
-            own = of_expert(adapter.variant, params, expert)
             for part, name in enumerate(names):
-                rows = adapter.variant.rows(own, part * step, (part + 1) * step)
-                layers[name.format(expert)] = {key: tensor.clone() for key, tensor in rows.items()}  # Files share none.
+                own = of_part(adapter.variant, params, fused.out_features, expert, fused.experts, part, len(names))
+                layers[name.format(expert)] = {key: tensor.clone() for key, tensor in own.items()}  # Files share none.
     targets = adapter.config.target_modules
     if layers.keys() != adapter.layers.keys() and not isinstance(targets, str):
         targets = sorted({name.rpartition(".")[2] for name in layers})

@@ -43,7 +43,7 @@ def plan(base: Checkpoint, adapters: Sequence[Weighted]) -> dict[str, Edit]:
         if base.model is not None:
             adapter = adapter.joined(base.model)
         adapter.check_finite(given.where)
-        adapter.check_fits(base.shape_of, given.where)
+        adapter.check_fits(base, given.where)
         _check_complete(base, adapter, given.where)
         for module, params in adapter.layers.items():
             layers.setdefault(module, []).append((adapter.variant, _weighted(adapter, params, given.weight)))

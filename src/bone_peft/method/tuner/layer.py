@@ -142,6 +142,9 @@ class BoneLayer(TunerLayer):
         params = [self._scaled(name) for name in adapter_names]
         return self.bone_variant[adapter_names[0]].combined(params, weights)
 
+    def fit(self, adapter_name: str, params: Params) -> None:
+        """Make room for tensors that are there in another form than the adapter was made with, if the layer has one."""
+
     @property
     def sums_blocks(self) -> bool:
         """Whether an adapter of this layer sums the blocks of its input."""

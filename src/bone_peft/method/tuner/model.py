@@ -180,6 +180,7 @@ class BoneModel(Tuner):
     ) -> dict[str, Any]:
         keys = file_keys(model, adapter_name)
         state_dict = _joined_experts(model, config, keys, state_dict)
+        _fit(model, adapter_name, state_dict)
         known = model.state_dict()
         check_complete(keys, state_dict, known, adapter_name)
         prefix = "base_model.model."
@@ -399,6 +400,19 @@ def _joined_experts(model: Any, config: Any, keys: Mapping[str, str], state_dict
     gone = {f"{name}.{ending}" for name in layers if name not in new for ending in endings}
     rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in gone}
     return rest | {f"{prefix}{name}.{k}": t for name in new if name not in layers for k, t in new[name].items()}
+
+
+def _fit(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Any]) -> None:
+    """Have layers of experts make room for adapters of each part."""
+    prefix = "base_model.model."
+    found = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, BoneExperts) and adapter_name in layer.bone_variant:
+            path = name.removeprefix(prefix)
+            params = {key: found.get(f"{path}.{key}") for key in layer.bone_variant[adapter_name].parameters}
+            if all(tensor is not None for tensor in params.values()):
+                with _naming(path):
+                    layer.fit(adapter_name, params)  # type: ignore[arg-type]
 
 
 def _repeats(model: Any, options: dict[str, Any]) -> set[int]:

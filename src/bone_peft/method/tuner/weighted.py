@@ -46,6 +46,7 @@ def add_weighted_adapter(
         if isinstance(layer, BoneLayer) and adapter_name in layer.bone_variant:
             with torch.no_grad():
                 combined = layer.combined(adapters, weights)
+            layer.fit(adapter_name, combined)
             for name, tensor in combined.items():
                 getattr(layer, name)[adapter_name].data = tensor
 

@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from .additive import Additive
-from .by_expert import experts_of, of_expert
+from .by_expert import delta_weight_of_expert, experts_of, of_expert, of_part, parts_of
 from .variant import Below, BelowExperts, Dropout, Params, Variant
 
 __all__ = [
@@ -22,9 +22,12 @@ __all__ = [
     "Dropout",
     "Params",
     "Variant",
+    "delta_weight_of_expert",
     "experts_of",
     "of_expert",
+    "of_part",
     "parameter_names",
+    "parts_of",
     "variant_of",
 ]
 

@@ -56,7 +56,7 @@ class Bat(BatBase):
     @classmethod
     def rows(cls, params: Params, start: int, stop: int) -> Params:
         r = params["bone_block"].shape[-1]
-        return {"bone_block": params["bone_block"][start // r : stop // r]}
+        return {"bone_block": params["bone_block"][..., start // r : stop // r, :, :]}
 
     @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params:

@@ -58,7 +58,7 @@ class Bone(Additive):
 
     @classmethod
     def rows(cls, params: Params, start: int, stop: int) -> Params:
-        return {"bone_block": params["bone_block"][:, start:stop]}
+        return {"bone_block": params["bone_block"][..., start:stop]}
 
     @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params:

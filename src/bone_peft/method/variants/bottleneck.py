@@ -51,7 +51,7 @@ class Bottleneck(Additive):
 
     @classmethod
     def rows(cls, params: Params, start: int, stop: int) -> Params:
-        return {"bone_down": params["bone_down"], "bone_up": params["bone_up"][start:stop]}
+        return {"bone_down": params["bone_down"], "bone_up": params["bone_up"][..., start:stop, :]}
 
     @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params | None:

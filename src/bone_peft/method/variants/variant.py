@@ -75,6 +75,10 @@ class BelowExperts(Protocol):
         """``(rows, out)``, the bias of each row's expert, if they have one."""
         ...
 
+    def part(self, part: int, parts: int) -> BelowExperts:
+        """One of ``parts`` as many outputs, side by side."""
+        ...
+
 
 class Variant(ABC):
     """One way of writing ``dW``.
@@ -125,7 +129,10 @@ class Variant(ABC):
     @classmethod
     @abstractmethod
     def rows(cls, params: Params, start: int, stop: int) -> Params:
-        """Parameters whose ``dW`` is ``dW[start:stop]``. Both ends are multiples of ``r``, or the end of ``dW``."""
+        """Parameters whose ``dW`` is ``dW[start:stop]``. Both ends are multiples of ``r``, or the end of ``dW``.
+
+        ``params`` may have more dimensions in front.
+        """
 
     @classmethod
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from bone_peft.errors import BoneError
 
 from ...ops.routing import Routing
-from ...variants import BelowExperts, Dropout, Params, Variant, of_expert
+from ...variants import BelowExperts, Dropout, Params, Variant, delta_weight_of_expert, of_part, parts_of
 from .. import mixed_rows
 from ..config import BoneConfig
 from ..layer import BoneLayer, merge_dtype
@@ -22,9 +23,10 @@ from .fused import FusedLinear
 
 @dataclass
 class _Frozen:
-    """The frozen projection, with its outputs side by side."""
+    """The frozen projection, with its outputs side by side, or some of them."""
 
     layer: FusedLinear
+    outputs: slice | None = None
 
     @property
     def experts(self) -> int:
@@ -35,14 +37,22 @@ class _Frozen:
         return not any(parameter.requires_grad for parameter in self.layer.parameters())
 
     def output(self, x: Tensor, routing: Routing) -> Tensor:
+        if self.outputs is not None:
+            return self.layer(x, routing, self.outputs)
         return self.layer.side_by_side(self.layer(x, routing))
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        return self.layer.matrices(self.layer.weight).to(dtype)
+        weight = self.layer.matrices(self.layer.weight)
+        return (weight if self.outputs is None else weight[:, self.outputs]).to(dtype)
 
     def biases(self, routing: Routing) -> Tensor | None:
-        bias = self.layer.bias
-        return None if bias is None else self.layer.side_by_side(bias)[routing.experts]
+        if self.layer.bias is None:
+            return None
+        bias = self.layer.side_by_side(self.layer.bias)
+        return (bias if self.outputs is None else bias[:, self.outputs])[routing.experts]
+
+    def part(self, part: int, parts: int) -> BelowExperts:
+        return _Frozen(self.layer, _span(self.layer.out_features, part, parts))
 
 
 @dataclass
@@ -53,6 +63,7 @@ class _Adapted:
     variant: type[Variant]
     params: Params
     dropout: Dropout | None
+    out_features: int
 
     frozen = False
 
@@ -61,7 +72,19 @@ class _Adapted:
         return self.below.experts
 
     def output(self, x: Tensor, routing: Routing) -> Tensor:
+        parts = parts_of(self.variant, self.params, self.experts)
+        if parts > 1:
+            return torch.cat([self.part(part, parts).output(x, routing) for part in range(parts)], -1)
         return self.variant.forward_by_expert(x, self.params, self.below, self.dropout, routing)
+
+    def part(self, part: int, parts: int) -> BelowExperts:
+        if parts_of(self.variant, self.params, self.experts) == parts:
+            params: Params = {name: tensor[part::parts].contiguous() for name, tensor in self.params.items()}
+        else:
+            span = _span(self.out_features, part, parts)
+            params = self.variant.rows(self.params, span.start, span.stop)
+        below = self.below.part(part, parts)
+        return _Adapted(below, self.variant, params, self.dropout, self.out_features // parts)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         weight = self.below.weight(dtype)
@@ -83,13 +106,15 @@ class BoneExperts(nn.Module, BoneLayer):
 
     Attributes:
         bone_shared: ``dict``, whether all experts have the one adapter of that name.
+        bone_parts: ``dict``, how many adapters of that name an expert has: one, or one for each part of the projection.
     """
 
-    other_param_names = (*BoneLayer.other_param_names, "bone_shared")
+    other_param_names = (*BoneLayer.other_param_names, "bone_shared", "bone_parts")
 
     def __init__(self, base_layer: FusedLinear, adapter_name: str, r: int, config: BoneConfig, **kwargs: Any) -> None:
         super().__init__()
         self.bone_shared: dict[str, bool] = {}
+        self.bone_parts: dict[str, int] = {}
         BoneLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, config=config)
@@ -97,12 +122,28 @@ class BoneExperts(nn.Module, BoneLayer):
     def update_layer(self, adapter_name: str, r: int = 0, *args: Any, **kwargs: Any) -> None:
         config = kwargs["config"]
         self.bone_shared[adapter_name] = config.experts == "shared"
+        self.bone_parts[adapter_name] = 1
         try:
             super().update_layer(adapter_name, r, *args, **kwargs)
         except BoneError:
             if adapter_name not in self.bone_variant:
-                del self.bone_shared[adapter_name]
+                del self.bone_shared[adapter_name], self.bone_parts[adapter_name]
             raise
+
+    def fit(self, adapter_name: str, params: Params) -> None:
+        parts = parts_of(self.bone_variant[adapter_name], params, self.fused.experts)
+        if parts == self.bone_parts[adapter_name] or parts not in (1, len(self.fused.parts)):
+            return
+        if self.fused.is_interleaved:
+            raise BoneError(
+                f"the outputs of {' and '.join(self.fused.parts)} take turns in this model, and in the file they have "
+                "two adapters that are not the same: merge it, or use Transformers before 5"
+            )
+        self.bone_parts[adapter_name] = parts
+        for name, old in self._parameters_of(adapter_name).items():
+            shape = self._shapes(adapter_name, self.bone_variant[adapter_name], self.bone_r[adapter_name])[name]
+            tensors = getattr(self, name)
+            tensors[adapter_name] = nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
 
     # What a layer of experts has another way than a linear layer
 
@@ -111,10 +152,11 @@ class BoneExperts(nn.Module, BoneLayer):
         return variant.refusal(self.in_features, self.out_features // len(self.fused.parts), r)
 
     def _shapes(self, adapter_name: str, variant: type[Variant], r: int) -> dict[str, tuple[int, ...]]:
-        shapes = super()._shapes(adapter_name, variant, r)
+        parts = self.bone_parts[adapter_name]
+        shapes = variant.shapes(self.in_features, self.out_features // parts, r)
         if self.bone_shared[adapter_name]:
             return shapes
-        return {name: (self.fused.experts, *shape) for name, shape in shapes.items()}
+        return {name: (self.fused.experts * parts, *shape) for name, shape in shapes.items()}
 
     def _initialize(self, adapter_name: str, init_weights: bool | str) -> None:
         values = {name: parameter.data for name, parameter in self._parameters_of(adapter_name).items()}
@@ -123,15 +165,18 @@ class BoneExperts(nn.Module, BoneLayer):
 
     def combined(self, adapter_names: Sequence[str], weights: Sequence[float]) -> Params:
         variant, first = self.bone_variant[adapter_names[0]], adapter_names[0]
-        adapters = zip(*(self._by_expert(name, self._scaled(name)) for name in adapter_names), strict=True)
+        parts = max(self.bone_parts[name] for name in adapter_names)
+        adapters = zip(*(self._by_expert(name, self._scaled(name), parts) for name in adapter_names), strict=True)
         found = [variant.combined(each, weights) for each in adapters]
         return found[0] if self.bone_shared[first] else {key: torch.stack([p[key] for p in found]) for key in found[0]}
 
-    def _by_expert(self, adapter_name: str, params: Params) -> list[Params]:
-        """The tensors of each expert, or the only ones."""
+    def _by_expert(self, adapter_name: str, params: Params, parts: int = 1) -> list[Params]:
+        """The tensors of each expert, or of each of its parts, or the only ones."""
         if self.bone_shared[adapter_name]:
             return [params]
-        return [{name: tensor[expert] for name, tensor in params.items()} for expert in range(self.fused.experts)]
+        variant, out, number = self.bone_variant[adapter_name], self.out_features, self.fused.experts
+        places = product(range(number), range(parts))
+        return [of_part(variant, params, out, expert, number, part, parts) for expert, part in places]
 
     @property
     def fused(self) -> FusedLinear:
@@ -159,12 +204,14 @@ class BoneExperts(nn.Module, BoneLayer):
         kept = whole(base.weight.detach() if self._unmerged_base is None else self._unmerged_base.weight)
         merged = torch.empty_like(base.matrices(kept))
         dtype = merge_dtype(kept.dtype)
-        adapters = [(self.bone_variant[name], self._scaled(name)) for name in adapter_names]
+        adapters = [
+            (self.bone_variant[name], {key: tensor.to(dtype) for key, tensor in self._scaled(name).items()})
+            for name in adapter_names
+        ]
         for expert, matrix in enumerate(base.matrices(kept)):
             changed = matrix.to(dtype)
             for variant, params in adapters:
-                own = {key: tensor.to(dtype) for key, tensor in of_expert(variant, params, expert).items()}
-                changed = changed + variant.delta_weight(own, changed)
+                changed = changed + delta_weight_of_expert(variant, params, changed, expert, base.experts)
             merged[expert] = changed
         return base.stored(merged)
 
@@ -190,7 +237,7 @@ class BoneExperts(nn.Module, BoneLayer):
         stack: BelowExperts = _Frozen(base)
         for name in self._present(adapter_names):
             dropout = dropouts[name] if name in dropouts else None  # noqa: SIM401 - ModuleDict has no get
-            stack = _Adapted(stack, self.bone_variant[name], self._scaled(name), dropout)
+            stack = _Adapted(stack, self.bone_variant[name], self._scaled(name), dropout, base.out_features)
         return base.as_kept(stack.output(x.to(base.weight.dtype), routing))
 
     def _forward_by_row(self, x: Tensor, routing: Routing, adapter_names: Sequence[str]) -> Tensor:
@@ -214,5 +261,10 @@ class BoneExperts(nn.Module, BoneLayer):
 
 def _delta_weight(variant: type[Variant], params: Params, weight: Tensor) -> Tensor:
     """``dW (experts, out, in)``."""
-    each = ((of_expert(variant, params, expert), own) for expert, own in enumerate(weight))
-    return torch.stack([variant.delta_weight(own_params, own) for own_params, own in each])
+    each = (delta_weight_of_expert(variant, params, own, expert, len(weight)) for expert, own in enumerate(weight))
+    return torch.stack(list(each))
+
+
+def _span(out_features: int, part: int, parts: int) -> slice:
+    step = out_features // parts
+    return slice(part * step, (part + 1) * step)

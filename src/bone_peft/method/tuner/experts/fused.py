@@ -38,11 +38,12 @@ class FusedLinear(nn.Linear):
         self.experts, self.parts = experts, parts
         self.is_transposed, self.is_interleaved = is_transposed, is_interleaved
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:  # type: ignore[override]
-        """``x (tokens, in)`` to ``(rows, out)``, as the model keeps its outputs."""
+    def forward(self, x: Tensor, routing: Routing, outputs: slice = slice(None)) -> Tensor:  # type: ignore[override]
+        """``x (tokens, in)`` to ``(rows, out)``, as the model keeps its outputs; or to some of them."""
         # Autocast leaves experts in the dtype that they are in, as Transformers' own grouped products do.
-        y = routing.products(x.to(self.weight.dtype), self.weight if self.is_transposed else self.weight.mT)
-        return y if self.bias is None else y + self.bias[routing.experts].to(y.dtype)
+        weight = self.weight if self.is_transposed else self.weight.mT
+        y = routing.products(x.to(weight.dtype), weight[..., outputs])
+        return y if self.bias is None else y + self.bias[..., outputs][routing.experts].to(y.dtype)
 
     def matrices(self, weight: Tensor) -> Tensor:
         """``weight``, as the model keeps it, as ``(experts, out, in)``."""

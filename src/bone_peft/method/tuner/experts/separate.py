@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ def joined(model: Any, variant: type[Variant], layers: Mapping[str, Params]) -> 
         layers: the tensors of each module, by its name in the older model, or in this one.
 
     Returns:
-        The same by the names of this model. Experts that are not all there are left as they are.
+        The same by the names of this model, with an adapter for each expert, or for each part of each where two do not
+        make one. Experts that are not all there are left as they are.
 
     Raises:
-        BoneError: the adapters of two projections do not make one.
+        BoneError: the adapters of two projections are of two sizes.
     """
     found: dict[str, dict[tuple[int, int], str]] = {}
     sizes: dict[str, int] = {}
@@ -41,17 +42,16 @@ def joined(model: Any, variant: type[Variant], layers: Mapping[str, Params]) -> 
         each = []
         for expert in range(experts):
             own = [left.pop(places[expert, part]) for part in range(parts)]
-            params = variant.beside(own) if _have_one_r(variant, own) else None
-            if params is None:
+            if len({variant.sides(params)[2] for params in own}) > 1:
                 names = " and ".join(places[0, part].rpartition(".")[2] for part in range(parts))
                 raise BoneError(
-                    f"{fused} has one {variant.name} adapter for {names}, and in the file they have two that are not "
-                    "the same: use Transformers before 5, where they are two layers."
+                    f"{fused} has adapters of one size for {names}, and in the file they are of two: use Transformers "
+                    "before 5, where they are two layers."
                 )
-            each.append(params)
-        left[fused] = {key: torch.stack([params[key] for params in each]) for key in variant.parameters}
+            each.append(own)
+        one = [variant.beside(own) for own in each]
+        made = [params for params in one if params is not None]
+        # One behind the other where some do not make one.
+        made = made if len(made) == len(each) else [params for own in each for params in own]
+        left[fused] = {key: torch.stack([params[key] for params in made]) for key in variant.parameters}
     return left
-
-
-def _have_one_r(variant: type[Variant], layers: Sequence[Params]) -> bool:
-    return len({variant.sides(params)[2] for params in layers}) == 1
