@@ -32,7 +32,7 @@ The floor is the frozen model: forward, and backward to its input. Weights are r
 
 _INFER = """Tokens a second of reading a prompt and of writing, for the bare model, with adapters, and merged.
 
-A name with -merged is the merged model; with -mixed, two adapters and the bare base share a batch.
+A name with -merged is the merged model; with -mixed, six adapters share a batch.
 
 [bold]Example[/]
 

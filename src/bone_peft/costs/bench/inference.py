@@ -22,7 +22,8 @@ from .training_step import allow_recompiles, base_layers
 
 MERGED = "-merged"
 MIXED = "-mixed"
-"""Suffixes: the adapter merged into the weights; and two adapters and the bare base in turns, in one batch."""
+"""Suffixes: the adapter merged into the weights; and six adapters in turns, in one batch."""
+_SIX = ["default", "second", "third", "fourth", "fifth", "sixth"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _model(name: str, base: nn.Module, setting: Setting) -> nn.Module:
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=1e-3)
     if name.endswith(MIXED) and isinstance(model, PeftModel):
-        model.add_adapter("second", model.peft_config["default"])
+        for more in _SIX[1:]:
+            model.add_adapter(more, model.peft_config["default"])
     return model.merge_and_unload() if merged and isinstance(model, PeftModel) else model.requires_grad_(False)
 
 
@@ -110,8 +112,7 @@ def _runs(
     """Functions that read the prompt, write one token, and go back to the end of the prompt."""
     config: Any = model.config
     ids = torch.randint(config.vocab_size, (regime.batch, regime.prompt), device=regime.device)
-    adapters = ["default", "second", "__base__"]
-    more: dict[str, Any] = {"adapter_names": [adapters[i % 3] for i in range(regime.batch)]} if mixed else {}
+    more: dict[str, Any] = {"adapter_names": [_SIX[i % 6] for i in range(regime.batch)]} if mixed else {}
     if regime.compiled and not mixed:
         for layer in base_layers(model):
             layer.compile(dynamic=False)

@@ -81,12 +81,19 @@ def add(y: Tensor, x: Tensor, row_adapters: Sequence[str], adapters: Adapters) -
     Returns:
         ``(batch, ..., out)`` in the dtype of ``y``.
     """
-    for group in _groups(row_adapters, adapters):
+    left = dict(adapters)
+    for kind in {adapters[name][0] for name in row_adapters if name in adapters}:
+        own = {name: params for name, (variant, params) in adapters.items() if variant is kind}
+        added = kind.added_by_row(y, x, [own.get(name) for name in row_adapters])
+        if added is not None:
+            y = added
+            left = {name: adapter for name, adapter in left.items() if name not in own}
+    for group in _groups(row_adapters, left):
         rows = _rows(row_adapters, group)
         if len(rows) == len(x):
-            return y + _addition(x, row_adapters, adapters).to(y.dtype)
+            return y + _addition(x, row_adapters, left).to(y.dtype)
         here = _index(rows, x.device)
-        y = y.index_add(0, here, _addition(x[here], [row_adapters[i] for i in rows], adapters).to(y.dtype))
+        y = y.index_add(0, here, _addition(x[here], [row_adapters[i] for i in rows], left).to(y.dtype))
     return y
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -20,6 +21,17 @@ class Additive(Variant):
 
         With one more dimension in front, ``params`` hold a ``dW`` for each row of ``x (batch, tokens, in)``.
         """
+
+    @classmethod
+    def added_by_row(cls, y: Tensor, x: Tensor, params: Sequence[Params | None]) -> Tensor | None:
+        """``y`` plus what each row's adapter adds, or ``None`` where there is nothing faster than ``addition``.
+
+        Args:
+            y: ``(batch, ..., out)``.
+            x: ``(batch, ..., in)``.
+            params: the tensors of each row's adapter, as they are kept; ``None`` where a row has none.
+        """
+        return None
 
     @classmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:

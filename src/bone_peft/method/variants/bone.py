@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import mixed_bone
 from ..ops.bone_layer import bone_layer
 from ..ops.routing import Routing
 from .additive import Additive
@@ -83,6 +84,13 @@ class Bone(Additive):
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         block = params["bone_block"]
         return block_sum(x, block.shape[-2]) @ block
+
+    @classmethod
+    def added_by_row(cls, y: Tensor, x: Tensor, params: Sequence[Params | None]) -> Tensor | None:
+        blocks = [None if own is None else own["bone_block"] for own in params]
+        if not mixed_bone.takes(y, x, [block for block in blocks if block is not None]):
+            return None
+        return mixed_bone.add_mixed_bone(y, x, blocks)
 
     @classmethod
     def addition_by_expert(cls, x: Tensor, params: Params, routing: Routing) -> Tensor:
