@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isfinite, lcm
+from functools import partial
+from math import isfinite, lcm, prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ Progress = Callable[[int, int], None]
 
 CHUNK = 2**19
 """Elements that are merged at a time: few enough to stay in a core's cache from reading to rounding."""
+
+R = TypeVar("R")
 
 # More would wait for the disk, and hold memory.
 _CORES = min(os.cpu_count() or 1, 8)
@@ -71,6 +74,26 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Rows of a tensor that are still to be computed, and the bytes that they will take."""
+
+    nbytes: int
+    make: Callable[[], Tensor]
+
+
+def in_parallel(tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
+    """The results of ``tasks`` in their order. Each core runs one, and they are a little ahead of what is taken."""
+    coming: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(_CORES) as cores:
+        for task in tasks:
+            coming.append(cores.submit(task))
+            if len(coming) > _CORES:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+@dataclass(frozen=True)
 class Edit:
     """What a stored weight becomes.
 
@@ -86,13 +109,12 @@ class Edit:
     transposed: bool = False
     name: str = "a weight"
 
-    def pieces(self, stored: Readable) -> Iterator[Tensor]:
+    def pieces(self, stored: Readable) -> Iterator[Piece]:
         """The new weight in row-major pieces, in the stored type. Computed in float32, rounded once.
 
-        Each core computes a piece of its own, and they are a little ahead of what is taken.
-
         Raises:
-            BoneError: if the new weight holds NaN or infinity: the base does, or its type is too small for the sum.
+            BoneError: by a piece that is made, if the new weight holds NaN or infinity: the base does, or its type is
+                too small for the sum.
         """
         if self.replacement is not None and self.replacement.shape != stored.shape:
             raise BoneError(
@@ -101,19 +123,14 @@ class Edit:
             )
         rows = stored.shape[0] if stored.shape else 1
         step = rows if self.transposed or len(stored.shape) != 2 else self._step(stored.shape[1])
-        spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-        coming: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(_CORES) as cores:
-            for span in spans:
-                coming.append(cores.submit(self._piece, stored, span, len(spans) == 1))
-                if len(coming) > _CORES:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+        row = prod(stored.shape[1:]) * (stored.dtype or torch.float32).itemsize
+        for start in range(0, rows, step):
+            span = start, min(start + step, rows)
+            yield Piece((span[1] - start) * row, partial(self._piece, stored, span, step >= rows))
 
     def whole(self, stored: Readable) -> Tensor:
         """The new weight in one piece."""
-        pieces = list(self.pieces(stored))
+        pieces = list(in_parallel(piece.make for piece in self.pieces(stored)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     @torch.no_grad()
@@ -151,7 +168,7 @@ class Edit:
         merged = stored.to(dtype)
         for variant, params in self.adapters:
             part = params if span is None else variant.rows(params, *span)
-            merged += variant.delta_weight({name: tensor.to(dtype) for name, tensor in part.items()}, merged)
+            variant.add_delta_weight({name: tensor.to(dtype) for name, tensor in part.items()}, merged)
         stored.copy_(merged)
         return weight
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bone_peft.method.tuner.experts.fused import FusedLinear
 from bone_peft.method.variants import of_part, parts_of
 
-from .checkpoint import Edit, Readable
+from .checkpoint import Edit, Piece, Readable
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ExpertsEdit(Edit):
         own = [(v, of_part(v, params, out, expert, number, part, parts)) for v, params in self.adapters]
         return Edit(adapters=own, name=f"{self.name}, expert {expert}")
 
-    def pieces(self, stored: Readable) -> Iterator[Tensor]:
+    def pieces(self, stored: Readable) -> Iterator[Piece]:
         """The new parameter, one expert after the other."""
         number = stored.shape[0]
         parts = max((parts_of(variant, params, number) for variant, params in self.adapters), default=1)

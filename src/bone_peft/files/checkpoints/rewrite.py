@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -16,7 +17,7 @@ from bone_peft.io.safetensors_file import SafetensorsFile, header_bytes
 from bone_peft.io.stored import StoredTensor, row_major
 from bone_peft.io.torch_file import TorchFile, record_start
 
-from .checkpoint import Edit, Held
+from .checkpoint import Edit, Held, Piece, in_parallel
 
 # Bytes read or written at a time. Larger writes are no faster, and took eight times as long where the kernel had to
 # find large pages for them first.
@@ -49,7 +50,8 @@ def rewrite_safetensors(
             else:
                 for block in _blocks(old, stored.offset, stored.nbytes):
                     _write(new, block, wrote)
-        write_pieces(new, added.values(), wrote)
+        for tensor in added.values():
+            _write(new, memoryview(as_bytes(tensor).numpy()), wrote)  # type: ignore[arg-type]
         sync(new)
 
 
@@ -95,10 +97,30 @@ def write_torch(out: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int],
     wrote(sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def write_pieces(file: BinaryIO, pieces: Iterable[Tensor], wrote: Callable[[int], None]) -> None:
-    """Write tensors, row-major, one after the other."""
-    for piece in pieces:
-        _write(file, memoryview(as_bytes(piece).numpy()), wrote)  # type: ignore[arg-type]
+def write_pieces(file: BinaryIO, pieces: Iterable[Piece], wrote: Callable[[int], None]) -> None:
+    """Write tensors, row-major, one after the other. Who has computed a piece puts it in its place."""
+    file.flush()
+    end = file.tell()
+
+    def tasks() -> Iterator[Callable[[], int]]:
+        nonlocal end
+        for piece in pieces:
+            end += piece.nbytes
+            yield partial(_put, file.fileno(), piece, end - piece.nbytes)
+
+    for nbytes in in_parallel(tasks()):
+        wrote(nbytes)
+    file.seek(end)
+
+
+def _put(file: int, piece: Piece, at: int) -> int:
+    data = memoryview(as_bytes(piece.make()).numpy())  # type: ignore[arg-type]
+    if len(data) != piece.nbytes:
+        raise AssertionError(f"a piece has {len(data)} bytes, not {piece.nbytes}")
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done : done + _BLOCK], at + done)
+    return done
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

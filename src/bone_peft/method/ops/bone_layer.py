@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -38,8 +39,11 @@ def bone_layer(x: Tensor, block: Tensor, below: BaseLayer, dropout: Callable[[Te
         _, s, handle = with_block_sum(dropout(x), r)
     else:
         linear = below.linear(x)
-        if linear is not None and not _needs_gradient(x, block) and decode.takes(x, linear[0], r):
-            return decode.linear_bone_token(x, *linear, block)
+        if linear is not None and not _needs_gradient(x, block):
+            if decode.takes(x, linear[0], r):
+                return decode.linear_bone_token(x, *linear, block)
+            if _few_on_a_cpu(x):
+                return _directly(x, shared_block_sum(x, r), linear, block)
         if _few_tokens(x, block):
             return _natively(x, shared_block_sum(x, r), below if linear is None else linear, block)
         x, s, handle = with_block_sum(x, r)
@@ -55,6 +59,21 @@ def _few_tokens(x: Tensor, block: Tensor) -> bool:
     if not x.is_cuda or dispatch.forced is not None or not dispatch.hosts_time_counts():
         return False
     return x.shape[:-1].numel() * (x.shape[-1] + block.shape[1]) <= 24 << 20
+
+
+def _few_on_a_cpu(x: Tensor) -> bool:
+    """Whether a CPU is done with the product sooner than with anything around it."""
+    return x.device.type == "cpu" and x.shape[:-1].numel() <= 16 and dispatch.forced is None
+
+
+def _directly(x: Tensor, s: Tensor, linear: tuple[Tensor, Tensor | None], block: Tensor) -> Tensor:
+    """The same without gradients, with ``D`` as it is kept: to round it takes longer than to multiply it."""
+    y = F.linear(x, *linear)
+    flat, wide = y.view(s.shape[0], y.shape[-1]), torch.promote_types(block.dtype, torch.float32)
+    if y.dtype == block.dtype == wide:
+        flat.addmm_(s, block)
+        return y
+    return torch.addmm(flat.to(wide), s.to(wide), block.to(wide)).to(y.dtype).view(y.shape)
 
 
 def _natively(x: Tensor, s: Tensor, below: BaseLayer | tuple[Tensor, Tensor | None], block: Tensor) -> Tensor:

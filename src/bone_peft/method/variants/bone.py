@@ -81,6 +81,15 @@ class Bone(Additive):
         return block.T.contiguous().repeat(1, blocks)[:, :in_features]
 
     @classmethod
+    def add_delta_weight(cls, params: Params, weight: Tensor) -> None:
+        block = params["bone_block"]
+        r = block.shape[0]
+        if weight.shape[1] % r or not weight.is_contiguous():
+            super().add_delta_weight(params, weight)
+        else:  # Without a dW of the weight's size.
+            weight.view(len(weight), -1, r).add_(block.T.contiguous()[:, None, :])
+
+    @classmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:
         block = params["bone_block"]
         return block_sum(x, block.shape[-2]) @ block

@@ -168,6 +168,11 @@ class Variant(ABC):
         """``dW (out, in)`` for ``weight (out, in)``, in the dtype of ``weight``; ``params`` have that dtype too."""
 
     @classmethod
+    def add_delta_weight(cls, params: Params, weight: Tensor) -> None:
+        """Add :meth:`delta_weight` to ``weight`` in place."""
+        weight += cls.delta_weight(params, weight)
+
+    @classmethod
     @abstractmethod
     def forward(cls, x: Tensor, params: Params, below: Below, dropout: Dropout | None) -> Tensor:
         """The adapted layer's output, ``W x + bias + dW dropout(x)``.
