@@ -22,7 +22,7 @@ from bone_peft.files.conversion import adapter_of
 from bone_peft.files.merging import merge
 
 from ..method.tuner.test_separate_experts import two_blocks
-from ..models import ALL_VARIANTS, SMALL, config_for, randomize, tokens
+from ..models import ALL_VARIANTS, SMALL, config_for, llama, randomize, tokens
 from ..versions import needs
 from .test_merging import adapter, assert_same, in_memory, saved
 
@@ -128,6 +128,22 @@ def test_lora_by_experts(model, variant, experts, tmp_path):
         torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-3, atol=1e-4)
 
 
+@models
+@pytest.mark.parametrize("variant", ["bone", "bottleneck"])
+@pytest.mark.parametrize(("experts", "targets"), [("each", "all-linear"), ("shared", ["gate_up_proj"])])
+def test_lora_of_target_parameters(model, variant, experts, targets, tmp_path):
+    """All experts of a layer together, as PEFT's LoRA keeps them: it computes what Bone does, with gpt-oss too."""
+    base = saved(MODELS[model](), tmp_path / "base", torch.float32)
+    live = AutoModelForCausalLM.from_pretrained(base)
+    folder = adapter(live, tmp_path / "adapter", config_for(variant, target_modules=targets, experts=experts))
+    assert convert(folder, "lora", tmp_path / "lora", base=str(base), fused=True).exact
+    ids, plain = tokens(), AutoModelForCausalLM.from_pretrained(base).eval()
+    theirs = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "lora").eval()
+    ours = PeftModel.from_pretrained(copy.deepcopy(plain), folder).eval()
+    torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(theirs(ids).logits, plain(ids).logits, atol=1e-3)
+
+
 @pytest.mark.parametrize("variant", ["bat-input", "bottleneck"])
 def test_gates_and_ups_that_do_not_make_one(variant, tmp_path):
     """Two adapters an expert, in the file of the fused model and in the older one."""
@@ -173,6 +189,12 @@ def test_what_cannot_be_converted(tmp_path):
         convert(folder, "lora", tmp_path / "lora", base=str(base), rank=4)
     with pytest.raises(BoneError, match=r"is of several experts, whose names the base tells: name it with --base"):
         convert(folder, "miss", tmp_path / "miss")
+    with pytest.raises(BoneError, match=r"rank, energy, uniform and fused are for LoRA, and miss is exact without"):
+        convert(folder, "miss", tmp_path / "miss", base=str(base), fused=True)
+    dense = saved(llama(), tmp_path / "dense", torch.float32)
+    own = adapter(AutoModelForCausalLM.from_pretrained(dense), tmp_path / "own", config_for("bone"))
+    with pytest.raises(BoneError, match=r"fused is for adapters of experts, and this one has none"):
+        convert(own, "lora", tmp_path / "lora", base=str(dense), fused=True)
     other = Qwen3MoeForCausalLM(Qwen3MoeConfig(**OPTIONS, moe_intermediate_size=24, num_experts=6))
     with pytest.raises(BoneError, match=r"does not fit this base: .*experts\.\w+' is 6 x "):
         merge(str(saved(other, tmp_path / "other")), folder, tmp_path / "out")

@@ -12,6 +12,7 @@ from bone_peft.io.place import keep_off
 from ..adapters import Adapter, format_for, read_adapter, write_adapter
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..checkpoints.checkpoint import is_finite
+from .in_parameters import in_parameters
 from .live import LiveBase, adapter_of
 from .separated import separated
 from .to_lora import exact, nearest, one_rank
@@ -46,6 +47,7 @@ def convert(
     rank: int | None = None,
     energy: float | None = None,
     uniform: bool = False,
+    fused: bool = False,
     dtype: str | None = None,
     adapter_name: str = "default",
     force: bool = False,
@@ -66,6 +68,8 @@ def convert(
         energy: take the LoRA of the smallest rank that keeps this share of ``|dW|^2`` in every layer, in ``(0, 1]``.
         uniform: give all layers of a LoRA the largest rank, filled up with zeros; llama.cpp needs that where there are
             several.
+        fused: give a LoRA the experts of a layer together, as PEFT's ``target_parameters`` has them; by default each
+            expert has its own, by the names of checkpoints.
         dtype: round the tensors to ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default they stay as they are.
             RWKV-PEFT's merge wants them in the type of its base.
         adapter_name: which adapter of a live model.
@@ -103,10 +107,11 @@ def convert(
             found = exact(found, at)
         else:
             found, errors = nearest(found, at, rank, energy)
-        found = one_rank(found) if uniform else found
-    elif rank is not None or energy is not None or uniform:
-        raise BoneError(f"rank, energy and uniform are for LoRA, and {to} is exact without: leave them out.")
-    if to != "bone":
+        found = in_parameters(found, at) if fused else found
+        found = one_rank(found) if uniform or fused else found
+    elif rank is not None or energy is not None or uniform or fused:
+        raise BoneError(f"rank, energy, uniform and fused are for LoRA, and {to} is exact without: leave them out.")
+    if to != "bone" and not fused:
         found = separated(found, at)
     if dtype is not None:
         found = found.rounded(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -97,9 +98,10 @@ def one_rank(adapter: Adapter) -> Adapter:
     layers: dict[str, Params] = {}
     for module, params in adapter.layers.items():
         missing = r - adapter.r(module)
-        down = torch.nn.functional.pad(params["bone_down"], (0, 0, 0, missing))
+        down = torch.nn.functional.pad(params["bone_down"], (0, 0, 0, missing))  # Of experts, too: from behind.
         layers[module] = {"bone_down": down, "bone_up": torch.nn.functional.pad(params["bone_up"], (0, missing))}
-    return _bottleneck(adapter, layers)
+    field = adapter.variant.size_field
+    return replace(adapter, config=replace(adapter.config, **{field: r, "rank_pattern": {}}), layers=layers)
 
 
 def _needed(squares: Tensor, energy: float) -> int:

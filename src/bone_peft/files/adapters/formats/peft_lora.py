@@ -15,7 +15,7 @@ from torch import Tensor
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief
 from bone_peft.method.tuner.patterns import pattern_key
-from bone_peft.method.variants import VARIANTS, Params
+from bone_peft.method.variants import VARIANTS, Params, experts_of
 
 from .. import peft_folder
 from ..adapter import Adapter
@@ -106,13 +106,37 @@ def write(adapter: Adapter, path: Path) -> None:
         "alpha_pattern": dict(sized.rank_pattern or {}),
     }
     options |= peft_folder.common_options(adapter.config)
+    if any(experts_of(adapter.variant, params) is not None for params in adapter.layers.values()):
+        options["target_parameters"] = adapter.config.target_parameters
     try:
         config = LoraConfig(lora_dropout=adapter.config.bottleneck_dropout or 0.0, **options)
     except ValueError as error:
         raise BoneError(f"PEFT's LoRA cannot have the options of this adapter: {brief(error)}") from None
     names = {ours: theirs for theirs, ours in _NAMES.items()}
-    named = [(f"{module}.{names[name]}", t) for module, params in adapter.layers.items() for name, t in params.items()]
+    layers = _of_experts(adapter)
+    named = [(f"{module}.{names[name]}", t) for module, params in layers.items() for name, t in params.items()]
     peft_folder.write_folder(path, config, named, adapter.whole)
+
+
+def _of_experts(adapter: Adapter) -> dict[str, Params]:
+    """The layers, with the factors of experts as ``target_parameters`` names and lays them.
+
+    The wrappers of a module's parameters stand one around the other, the last one outside.
+    """
+    layers = dict(adapter.layers)
+    modules: dict[str, list[str]] = {}
+    for name, params in layers.items():
+        if experts_of(adapter.variant, params) is not None:
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+    for module, names in modules.items():
+        for inside, name in enumerate(sorted(names)):
+            params = layers.pop(name)
+            down, up = params["bone_down"], params["bone_up"]
+            layers[module + inside * ".base_layer"] = {
+                "bone_down": down.flatten(0, 1),
+                "bone_up": up.permute(1, 2, 0).flatten(1, 2),
+            }
+    return layers
 
 
 FORMAT = Format("lora", "PEFT LoRA folder", partial(peft_folder.recognizes, peft_type="LORA"), read, write)
