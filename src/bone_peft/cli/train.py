@@ -27,6 +27,8 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
   accelerate launch --num_processes 2 -m bone_peft train recipe.yaml
 
+  torchrun --nproc_per_node 2 -m bone_peft train recipe.yaml --set adapter.r=16   [dim]# --r is torchrun's own[/]
+
 [bold]Shipped recipes[/]: {", ".join(recipes.names())}
 
 [bold]Data[/]: a .jsonl, .json or .parquet file, a `datasets` name (owner/name?split=train), or a generated

@@ -100,8 +100,8 @@ def one_rank(adapter: Adapter) -> Adapter:
         missing = r - adapter.r(module)
         down = torch.nn.functional.pad(params["bone_down"], (0, 0, 0, missing))  # Of experts, too: from behind.
         layers[module] = {"bone_down": down, "bone_up": torch.nn.functional.pad(params["bone_up"], (0, missing))}
-    field = adapter.variant.size_field
-    return replace(adapter, config=replace(adapter.config, **{field: r, "rank_pattern": {}}), layers=layers)
+    config = replace(adapter.config, bottleneck_size=r, bottleneck_alpha=1.0, rank_pattern={})
+    return replace(adapter, config=config, layers=layers)
 
 
 def _needed(squares: Tensor, energy: float) -> int:

@@ -61,15 +61,23 @@ def add_mixed_bone(y: Tensor, x: Tensor, blocks: Sequence[Tensor | None]) -> Ten
     shape = *x.shape[:-1], features
     if tokens == 1:
         flat = rows(x)
-        grid = (triton.cdiv(features, 64), batch)
-        sizes = (features, flat.shape[1], flat.stride(0), y.stride(0))
-        launch(_mixed_token, grid, (table, block, flat, y, out), sizes, (r, width, 64, max(1, 2048 // width)))
+        launch(
+            _mixed_token,
+            (triton.cdiv(features, 64), batch),
+            (table, block, flat, y, out),
+            (features, flat.shape[1], flat.stride(0), y.stride(0)),
+            (r, width, 64, max(1, 2048 // width)),
+        )
     elif tokens:
-        s = shared_block_sum(x, r).contiguous()
         tile = 128 if tokens > 64 else 16 if tokens <= 16 else 64
-        grid = (triton.cdiv(features, 128), triton.cdiv(tokens, tile), batch)
-        sizes = (tokens, features, y.stride(0))
-        launch(_mixed_product, grid, (table, block, s, y, out), sizes, (r, width, tile, 128), num_warps=8)
+        launch(
+            _mixed_product,
+            (triton.cdiv(features, 128), triton.cdiv(tokens, tile), batch),
+            (table, block, shared_block_sum(x, r).contiguous(), y, out),
+            (tokens, features, y.stride(0)),
+            (r, width, tile, 128),
+            num_warps=8,
+        )
     return out.view(shape)
 
 

@@ -8,12 +8,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
 
 from .layer import BoneLayer
-from .sharded import is_sharded
+from .sharded import is_sharded, whole
 from .tensors import LEAF
 
 _WRITES = ContextVar("_WRITES", default=False)
@@ -27,6 +27,16 @@ def writing() -> Iterator[None]:
         yield
     finally:
         _WRITES.reset(token)
+
+
+def gathered(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained in ``model``, whole, on the CPU, by its keys in ``model.state_dict()``.
+
+    Every process has to ask. Enough for ``save_pretrained(state_dict=...)``, and nothing of the base is put together.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = ((key, tensor) for key, tensor in model.state_dict().items() if key in trained)
+    return {key: whole(tensor).detach().cpu() for key, tensor in tensors}
 
 
 def check_saved(model: nn.Module, adapter_name: str, tensors: Mapping[str, Any]) -> None:

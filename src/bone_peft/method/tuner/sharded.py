@@ -18,6 +18,11 @@ def is_sharded(tensor: Any) -> bool:
     return torch.distributed.is_available() and isinstance(tensor, DTensor)
 
 
+def is_spread(model: Any) -> bool:
+    """Whether this process has parts of ``model`` alone, so that all of them have to run it together."""
+    return any(map(is_sharded, model.parameters()))
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of ``tensor``. Every process has to ask for it."""
     sharded: Any = tensor

@@ -92,19 +92,25 @@ class ProgressReport(TrainerCallback):
 class StopOnInterrupt(TrainerCallback):
     """Ctrl-C (or a scheduler's SIGTERM) ends the step, saves a checkpoint and stops; a second one stops at once.
 
+    Where several processes train together, one that is asked tells the others, and all stop after the same step.
+
     Attributes:
         asked: whether one came.
         number: of the signal.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, trainer: Any) -> None:
         self.console = console
         self.asked = False
+        self.trainer = trainer
+        trainer.is_asked_to_stop = lambda: self.asked
         self.number: int = signal.SIGINT
         self._before: dict[int, Any] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
+        alone = args.world_size == 1
+        if self.asked if alone else self.trainer.stops:
+            self.asked = True
             control.should_save = True
             control.should_training_stop = True
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bone_peft.files.kinds import ADAPTER
 from bone_peft.io.whole import whole_folder
+from bone_peft.method.tuner.saved import gathered
+from bone_peft.method.tuner.sharded import is_spread
 
 from .recipe import Recipe
 from .report import write_report
@@ -17,11 +20,14 @@ _TOKENS = 64
 
 
 def save_adapter(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> None:
-    """Write the adapter's folder, whole or not at all."""
+    """Write the adapter's folder, whole or not at all. Every process calls it, and the first one writes."""
+    tensors = gathered(model) if is_spread(model) else None
+    if not PartialState().is_main_process:
+        return
     with whole_folder(run.adapter, ADAPTER, replace=True) as staging:
         for config in model.peft_config.values():
             config.base_model_name_or_path = recipe.base
-        model.save_pretrained(str(staging))
+        model.save_pretrained(str(staging), state_dict=tensors)
         tokenizer.save_pretrained(str(staging))
 
 
@@ -33,9 +39,12 @@ def is_complete(result: TrainResult, run: RunFolder) -> bool:
 def complete(
     model: Any, tokenizer: Any, rows: Any, recipe: Recipe, run: RunFolder, result: TrainResult, console: Console
 ) -> None:
-    """Add sample answers to the result, and write the report."""
+    """Add sample answers to the result, and write the report. Every process calls it, and the first one writes."""
     from ..evaluation import answer_samples
 
+    is_first = PartialState().is_main_process
+    if not is_first and not is_spread(model):
+        return
     if not result.samples:
         with Progress(
             TextColumn("answering sample questions"),
@@ -48,5 +57,7 @@ def complete(
             result.samples = answer_samples(
                 model, tokenizer, rows, max_new_tokens=_TOKENS, on_token=lambda: progress.advance(task)
             )
-        result.save(run.result)
-    write_report(run, recipe, result)
+        if is_first:
+            result.save(run.result)
+    if is_first:
+        write_report(run, recipe, result)

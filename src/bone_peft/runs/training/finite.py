@@ -4,15 +4,19 @@ import math
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.method.tuner.sharded import whole
 
 
 def all_finite(numbers: list[Any]) -> Any:
-    """A tensor that is true when every number in ``numbers`` (tensors or floats) is finite; no wait for the device."""
+    """A tensor that is true when every number in ``numbers`` (tensors or floats) is finite; no wait for the device.
+
+    Where each process has a part of one, all of them have to ask.
+    """
     import torch
 
     tensors = [torch.as_tensor(number) for number in numbers] or [torch.zeros(())]
     device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), "cpu")
-    return torch.stack([torch.isfinite(tensor.to(device)).all() for tensor in tensors]).all()
+    return torch.stack([whole(torch.isfinite(tensor.to(device)).all()) for tensor in tensors]).all()
 
 
 def weights_are_finite(model: Any) -> bool:

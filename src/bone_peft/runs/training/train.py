@@ -90,8 +90,8 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
                 console.print(f"Continuing from {saved.folder if saved else 'step 0, no checkpoint'}.", markup=False)
             _take_steps(trainer, publish, recipe, result, saved, console)
         trainer.check_weights()
+        save_adapter(trainer.plain_model, tokenizer, recipe, run)
         if state.is_main_process:
-            save_adapter(trainer.plain_model, tokenizer, recipe, run)
             result.save(run.result)
         publish.publish()
         if state.is_main_process:
@@ -99,15 +99,14 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
     else:
         console.print("All steps are done and the adapter is saved; sample answers and the report follow.")
         trainer.restore(run.adapter)
-    if state.is_main_process:
-        try:
-            complete(trainer.plain_model, tokenizer, questions, recipe, run, result, console)
-        except KeyboardInterrupt as stop:
-            raise TrainingStopped(
-                f"Stopped after training; {run.adapter} is whole. For sample answers and the report: "
-                f"bone train --resume --out {recipe.out}",
-                getattr(stop, "number", signal.SIGINT),
-            ) from None
+    try:
+        complete(trainer.plain_model, tokenizer, questions, recipe, run, result, console)
+    except KeyboardInterrupt as stop:
+        raise TrainingStopped(
+            f"Stopped after training; {run.adapter} is whole. For sample answers and the report: "
+            f"bone train --resume --out {recipe.out}",
+            getattr(stop, "number", signal.SIGINT),
+        ) from None
     state.wait_for_everyone()
     return result
 
@@ -172,7 +171,7 @@ def _take_steps(
     """Train to the last step, and note in ``result`` what was measured."""
     from torch import OutOfMemoryError
 
-    progress, stop = ProgressReport(console), StopOnInterrupt(console)
+    progress, stop = ProgressReport(console), StopOnInterrupt(console, trainer)
     for callback in (progress, stop, *_watching(recipe)):
         trainer.add_callback(callback)
     publish.attach(trainer)

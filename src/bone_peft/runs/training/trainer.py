@@ -13,6 +13,8 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from bone_peft.errors import BoneError
+from bone_peft.method.tuner.saved import gathered
+from bone_peft.method.tuner.sharded import is_spread
 
 from ..evaluation import check_reach
 from .cut_rows import CutRows
@@ -24,12 +26,20 @@ _AHEAD = 10  # steps that may be queued before their numbers are looked at
 
 
 class RunTrainer(StepTrainer):
-    """One run's training loop. ``cut`` counts what ``max_length`` cost, by the name of the rows (train, eval)."""
+    """One run's training loop.
+
+    Attributes:
+        cut: what ``max_length`` cost, by the name of the rows (train, eval).
+        is_asked_to_stop: whether somebody asked this process to.
+        stops: whether somebody asked one of all processes to: all of them see it at the same step.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         self.cut: dict[str, CutRows] = {}
         self._losses: list[Any] = []
         self._unchecked: list[tuple[int, list[Any], Any, Any]] = []
+        self.is_asked_to_stop = lambda: False
+        self.stops = False
         super().__init__(**kwargs)
 
     # Rows
@@ -50,11 +60,21 @@ class RunTrainer(StepTrainer):
         for batch in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
             ids = batch["input_ids"].combine_chunks()
             check_reach(self.plain_model, pc.max(ids.values).as_py(), pc.max(pc.list_value_length(ids)).as_py())
+        self._check_sharding()
         self.choose_how()
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self.create_optimizer_and_scheduler(num_training_steps=steps)
             self.optimizer = self.lr_scheduler = None
+
+    def _check_sharding(self) -> None:
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        kinds = {parameter.dtype for parameter in self.plain_model.parameters() if parameter.is_floating_point()}
+        if getattr(plugin, "fsdp_version", 2) == 1 and len(kinds) > 1:
+            raise BoneError(
+                "FSDP1 wants all parameters of one dtype, and the adapter is float32 on another base: use FSDP2, with "
+                "fsdp_version: 2 and fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP in Accelerate's config."
+            )
 
     # Numbers
 
@@ -71,7 +91,9 @@ class RunTrainer(StepTrainer):
         if scaler is not None and scaler.get_scale() >= 1:
             counted = None  # the loss scaling of fp16 skips infinite gradients until its scale fits
         good = all_finite([*losses, *([] if counted is None else [counted])])
-        together = self.accelerator.reduce(good.to(self.args.device).float(), reduction="sum")
+        asked = torch.tensor(float(self.is_asked_to_stop()))
+        here = torch.stack([good.to(self.args.device).float(), asked.to(self.args.device, non_blocking=True)])
+        together = self.accelerator.reduce(here, reduction="sum")
         self._unchecked.append((self.state.global_step + 1, losses, counted, together))
         if not self.runs_ahead or len(self._unchecked) == _AHEAD:
             self._check_numbers()
@@ -81,7 +103,9 @@ class RunTrainer(StepTrainer):
         """Stop at the first step whose numbers are none. This waits for the device."""
         unchecked, self._unchecked = self._unchecked, []
         for step, losses, norm, together in unchecked:
-            if float(together) != self.accelerator.num_processes:
+            good, asked = together.tolist()
+            self.stops = self.stops or asked > 0
+            if good != self.accelerator.num_processes:
                 self._stop(_which(float(sum(losses)), norm), step)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -98,6 +122,16 @@ class RunTrainer(StepTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check_weights()
         super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer, but of shards the adapter alone is put together, whatever else a checkpoint holds."""
+        model = self.plain_model
+        if not is_spread(model):
+            super().save_model(output_dir, _internal_call)
+            return
+        tensors = gathered(model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=tensors)
 
     def check_weights(self) -> None:
         """Raise a BoneError if a step left weights that are no numbers: they are not to be saved."""

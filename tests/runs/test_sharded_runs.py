@@ -1,0 +1,117 @@
+"""``bone train`` on two processes that share the model by FSDP2: what one process would have made of it."""
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bone_peft import BoneError
+from bone_peft.runs.training.run_folder import RunFolder
+from bone_peft.runs.training.trainer import RunTrainer
+
+from .test_processes import STEPS, command, history, run
+
+# Accelerate shards on GPUs; all else of FSDP2 runs on CPUs as well.
+LAUNCHED = """
+import os, signal
+from accelerate import state
+original = state.AcceleratorState.__init__
+def init(self, *args, fsdp_plugin=None, **kwargs):
+    original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None and self.distributed_type == state.DistributedType.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = state.DistributedType.FSDP, fsdp_plugin
+        state.PartialState._shared_state["distributed_type"] = self.distributed_type
+state.AcceleratorState.__init__ = init
+if "STOP_AT" in os.environ and os.environ["RANK"] == "1":
+    from bone_peft.runs.training.callbacks import StopOnInterrupt
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == int(os.environ["STOP_AT"]):
+            os.kill(os.getpid(), signal.SIGTERM)
+    StopOnInterrupt.on_step_begin = on_step_begin
+from bone_peft.cli.main import main
+main()
+"""
+
+
+def sharded(folder, arguments, kind, **environment):
+    script = folder / "launched.py"
+    script.write_text(LAUNCHED)
+    port = 20_000 + (os.getpid() + int(time.time())) % 20_000
+    # torchrun takes what starts like an option of its own, wherever it stands.
+    if "--r" in arguments:
+        place = arguments.index("--r")
+        arguments = [*arguments[:place], "--set", "adapter.r=8", *arguments[place + 2 :]]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), str(script)]
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": kind,
+    }
+    return subprocess.run(
+        [sys.executable, *launch, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings, **environment},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def of_one(plain_base, rows_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "one"
+    done = run(command(plain_base, rows_file, out, "--batch-size", "4", "--dropout", "0"))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_same_run(out, other):
+    (steps, losses), (_, expected) = zip(*history(out), strict=True), zip(*history(other), strict=True)
+    assert len(steps) == STEPS and list(losses) == pytest.approx(list(expected), rel=1e-4)
+    found, wanted = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (out, other))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_from_the_first_step_to_the_report(plain_base, rows_file, tmp_path, of_one):
+    out = tmp_path / "out"
+    done = sharded(tmp_path, command(plain_base, rows_file, out, "--dropout", "0")[3:], "FULL_STATE_DICT")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Adapter:") == 1
+    assert_same_run(out, of_one)
+    assert (out / "report.html").is_file()
+
+
+def test_a_signal_to_one_stops_both_and_shards_are_taken_up_again(plain_base, rows_file, tmp_path, of_one):
+    out, kind = tmp_path / "out", "SHARDED_STATE_DICT"
+    stopped = sharded(tmp_path, command(plain_base, rows_file, out, "--dropout", "0")[3:], kind, STOP_AT="4")
+    assert stopped.returncode != 0
+    assert f"Stopped at step 5 of {STEPS}" in stopped.stderr, stopped.stderr
+    checkpoint = RunFolder(out).last_checkpoint()
+    assert checkpoint.name == "checkpoint-5"
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() and (checkpoint / "adapter_model.safetensors").is_file()
+    resumed = sharded(tmp_path, ["train", "--resume", "--out", str(out)], kind)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(out, of_one)
+
+
+def test_the_first_fsdp_does_not_take_two_dtypes():
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, dtype=torch.bfloat16)])
+    plugin = SimpleNamespace(fsdp_version=1)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), plain_model=model)
+    with pytest.raises(
+        BoneError, match=r"use FSDP2, with fsdp_version: 2 and fsdp_auto_wrap_policy: TRANSFORMER_BASED"
+    ):
+        RunTrainer._check_sharding(trainer)
+    plugin.fsdp_version = 2
+    RunTrainer._check_sharding(trainer)
