@@ -208,6 +208,13 @@ def test_rwkv_files_as_its_own_script_merges_them(tmp_path, fixtures, kind):
     assert off["ours"] <= off["theirs"]
 
 
+def test_where_nobody_can_write_at_a_place(tmp_path, monkeypatch):
+    """On Windows pieces are written one after the other."""
+    monkeypatch.delattr(os, "pwrite", raising=False)
+    monkeypatch.setattr(checkpoint, "CHUNK", 1)
+    check(tmp_path, llama(), config_for("bone"))
+
+
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
 @pytest.mark.parametrize("out_features,in_features,r", [(96, 64, 16), (640, 192, 32)])
 def test_pieces_are_the_whole(monkeypatch, variant, out_features, in_features, r):

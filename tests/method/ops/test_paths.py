@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bone_peft.errors import BoneError
-from bone_peft.method.ops import dispatch
+from bone_peft.method.ops import bone_layer, dispatch
 from bone_peft.method.ops.product import product
 
 from .layers import DEVICE, HALF, KERNELS, PATHS, Case, assert_as_good_as, distance, gradients, path
@@ -162,3 +162,23 @@ def test_many_tokens_on_triton(tokens, more):
     exact = s.double() @ block.to(HALF).double() + sum(t.double() for t in (bias, y) if t is not None)
     assert torch.equal(rounded, block.to(HALF))
     assert found.shape == exact.shape and distance(found, exact) < torch.finfo(HALF).eps
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="is about CPUs")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block_dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_on_a_cpu(dtype, block_dtype, monkeypatch):
+    """Without gradients the block is multiplied as it is kept, in the wider of the two types."""
+    taken = []
+    direct = bone_layer._directly
+    monkeypatch.setattr(bone_layer, "_directly", lambda *args: taken.append(1) or direct(*args))
+    case = Case("bone", dtype)
+    case.params = {name: tensor.detach().to(block_dtype) for name, tensor in case.params.items()}
+    x = case.x.detach()[:, :5]
+    with torch.no_grad():
+        got = case(x)
+        blocks = x.double().unflatten(-1, (-1, 16)).sum(-2)
+        frozen = torch.nn.functional.linear(x.double(), case.linear.weight.double(), case.linear.bias.double())
+        wanted = frozen + blocks @ case.params["bone_block"].double()
+    assert taken and got.dtype == dtype
+    assert distance(got, wanted) < {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]

@@ -33,8 +33,8 @@ from .ties import parted, with_ties
 
 # Transformers takes its own defaults for them.
 _SIZES_OF_EXPERTS = {
-    ".expert_feed_forward_length": "moe_intermediate_size",
-    ".expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
 
 SHARD_BYTES = 5 * 10**9
@@ -115,9 +115,10 @@ class GgufCheckpoint:
             settings = bounded(lambda: settings_of(**self._where), self.path, seconds=60)
         except Exception as error:
             raise BoneError(f"{self.path} cannot be read as a GGUF model ({brief(error)}).") from error
-        for field, name in _SIZES_OF_EXPERTS.items():
-            if (size := next((f for key, f in self._reader.fields.items() if key.endswith(field)), None)) is not None:
-                settings.setdefault(name, int(size.contents()))
+        for key, field in self._reader.fields.items():
+            name = _SIZES_OF_EXPERTS.get(key.partition(".")[2])
+            if name is not None:
+                settings.setdefault(name, int(field.parts[field.data[0]][0]))
         config = outline.load_config(settings, self.path, "CAUSAL_LM", self._parts)
         if config is None:
             raise BoneError(f"Transformers does not know the kind of model in {self.path}.")

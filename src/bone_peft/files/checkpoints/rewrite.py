@@ -51,7 +51,7 @@ def rewrite_safetensors(
                 for block in _blocks(old, stored.offset, stored.nbytes):
                     _write(new, block, wrote)
         for tensor in added.values():
-            _write(new, memoryview(as_bytes(tensor).numpy()), wrote)  # type: ignore[arg-type]
+            _write(new, _memory(tensor), wrote)
         sync(new)
 
 
@@ -99,6 +99,10 @@ def write_torch(out: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int],
 
 def write_pieces(file: BinaryIO, pieces: Iterable[Piece], wrote: Callable[[int], None]) -> None:
     """Write tensors, row-major, one after the other. Who has computed a piece puts it in its place."""
+    if not hasattr(os, "pwrite"):  # Not on Windows.
+        for tensor in in_parallel(piece.make for piece in pieces):
+            _write(file, _memory(tensor), wrote)
+        return
     file.flush()
     end = file.tell()
 
@@ -114,13 +118,17 @@ def write_pieces(file: BinaryIO, pieces: Iterable[Piece], wrote: Callable[[int],
 
 
 def _put(file: int, piece: Piece, at: int) -> int:
-    data = memoryview(as_bytes(piece.make()).numpy())  # type: ignore[arg-type]
+    data = _memory(piece.make())
     if len(data) != piece.nbytes:
         raise AssertionError(f"a piece has {len(data)} bytes, not {piece.nbytes}")
     done = 0
     while done < len(data):
         done += os.pwrite(file, data[done : done + _BLOCK], at + done)
     return done
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    return memoryview(as_bytes(tensor).numpy())  # type: ignore[arg-type]
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

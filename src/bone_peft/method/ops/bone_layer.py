@@ -63,13 +63,15 @@ def _few_tokens(x: Tensor, block: Tensor) -> bool:
 
 def _few_on_a_cpu(x: Tensor) -> bool:
     """Whether a CPU is done with the product sooner than with anything around it."""
-    return x.device.type == "cpu" and x.shape[:-1].numel() <= 16 and dispatch.forced is None
+    few = x.device.type == "cpu" and x.shape[:-1].numel() <= 16
+    return few and dispatch.forced is None and not torch.compiler.is_compiling()
 
 
 def _directly(x: Tensor, s: Tensor, linear: tuple[Tensor, Tensor | None], block: Tensor) -> Tensor:
     """The same without gradients, with ``D`` as it is kept: to round it takes longer than to multiply it."""
     y = F.linear(x, *linear)
-    flat, wide = y.view(s.shape[0], y.shape[-1]), torch.promote_types(block.dtype, torch.float32)
+    flat = y.view(s.shape[0], y.shape[-1])
+    wide = torch.promote_types(torch.promote_types(y.dtype, block.dtype), torch.float32)
     if y.dtype == block.dtype == wide:
         flat.addmm_(s, block)
         return y

@@ -21,6 +21,9 @@ try:
 except ImportError:  # pragma: no cover - PyTorch for CPUs may come without
     triton = None
 
+_in_graphs: dict[int, Tensor] = {}
+"""Tables that CUDA graphs read, which nobody may forget."""
+
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -54,6 +57,8 @@ def add_mixed_bone(y: Tensor, x: Tensor, blocks: Sequence[Tensor | None]) -> Ten
     block = next(block for block in blocks if block is not None)
     r, features = block.shape
     table = _table(tuple(0 if block is None else block.data_ptr() for block in blocks), x.device)
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        _in_graphs[id(table)] = table
     y, batch = rows(y), len(blocks)
     tokens = len(y) // batch
     out = torch.empty_like(y, memory_format=torch.contiguous_format)

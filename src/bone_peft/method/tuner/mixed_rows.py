@@ -82,7 +82,7 @@ def add(y: Tensor, x: Tensor, row_adapters: Sequence[str], adapters: Adapters) -
         ``(batch, ..., out)`` in the dtype of ``y``.
     """
     left = dict(adapters)
-    for kind in {adapters[name][0] for name in row_adapters if name in adapters}:
+    for kind in dict.fromkeys(adapters[name][0] for name in row_adapters if name in adapters):
         own = {name: params for name, (variant, params) in adapters.items() if variant is kind}
         added = kind.added_by_row(y, x, [own.get(name) for name in row_adapters])
         if added is not None:

@@ -91,8 +91,9 @@ class RunTrainer(StepTrainer):
         if scaler is not None and scaler.get_scale() >= 1:
             counted = None  # the loss scaling of fp16 skips infinite gradients until its scale fits
         good = all_finite([*losses, *([] if counted is None else [counted])])
-        asked = torch.tensor(float(self.is_asked_to_stop()))
-        here = torch.stack([good.to(self.args.device).float(), asked.to(self.args.device, non_blocking=True)])
+        here = good.to(self.args.device).float()[None]
+        if self.accelerator.num_processes > 1:
+            here = torch.cat([here, torch.full_like(here, self.is_asked_to_stop())])
         together = self.accelerator.reduce(here, reduction="sum")
         self._unchecked.append((self.state.global_step + 1, losses, counted, together))
         if not self.runs_ahead or len(self._unchecked) == _AHEAD:
@@ -103,8 +104,8 @@ class RunTrainer(StepTrainer):
         """Stop at the first step whose numbers are none. This waits for the device."""
         unchecked, self._unchecked = self._unchecked, []
         for step, losses, norm, together in unchecked:
-            good, asked = together.tolist()
-            self.stops = self.stops or asked > 0
+            good, *asked = together.tolist()
+            self.stops = self.stops or any(asked)
             if good != self.accelerator.num_processes:
                 self._stop(_which(float(sum(losses)), norm), step)
 

@@ -17,7 +17,7 @@ from ...variants import BelowExperts, Dropout, Params, Variant, delta_weight_of_
 from .. import mixed_rows
 from ..config import BoneConfig
 from ..layer import BoneLayer, merge_dtype
-from ..sharded import reshard, whole
+from ..sharded import is_sharded, reshard, whole
 from .fused import FusedLinear
 
 
@@ -138,6 +138,10 @@ class BoneExperts(nn.Module, BoneLayer):
             raise BoneError(
                 f"the outputs of {' and '.join(self.fused.parts)} take turns in this model, and in the file they have "
                 "two adapters that are not the same: merge it, or use Transformers before 5"
+            )
+        if any(map(is_sharded, self._parameters_of(adapter_name).values())):
+            raise BoneError(
+                "this adapter has two blocks for an expert's gate and up: load it before the model is sharded"
             )
         self.bone_parts[adapter_name] = parts
         for name, old in self._parameters_of(adapter_name).items():
