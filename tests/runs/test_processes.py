@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -121,13 +120,9 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
 def test_two_processes_give_the_loss_of_one(plain_base, rows_file, tmp_path):
     one = run(command(plain_base, rows_file, tmp_path / "one", "--batch-size", "4", "--dropout", "0"))
     assert one.returncode == 0, one.stderr
-    # Accelerate's own CPU launcher wants MPI; this is its torchrun launcher, told to stay off GPUs.
-    port = 20_000 + (os.getpid() + int(time.time())) % 20_000
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), "-m"]
-    arguments = command(plain_base, rows_file, tmp_path / "two", "--dropout", "0")[2:]
-    two = run([sys.executable, *launch, *arguments])
+    two = run(command(plain_base, rows_file, tmp_path / "two", "--dropout", "0", "--devices", "2"))
     assert two.returncode == 0, two.stderr
+    assert "Starting a process for each of 2 devices (ddp)." in two.stdout
     steps, single = zip(*history(tmp_path / "one"), strict=True)
     assert [loss for _, loss in history(tmp_path / "two")] == pytest.approx(list(single), rel=1e-4)
     assert len(steps) == STEPS

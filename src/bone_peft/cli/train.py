@@ -10,6 +10,7 @@ from bone_peft.errors import BoneError
 from bone_peft.runs import recipes
 
 from .console import TRUST, console
+from .devices import chosen, processes, start
 
 _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
@@ -25,7 +26,7 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
   bone train --resume --out runs/sums                       [dim]# continue after a stop or a kill[/]
 
-  accelerate launch --num_processes 2 -m bone_peft train recipe.yaml
+  bone train recipe.yaml --devices 2 --strategy fsdp2       [dim]# default: all GPUs of the machine[/]
 
   torchrun --nproc_per_node 2 -m bone_peft train recipe.yaml --set adapter.r=16   [dim]# --r is torchrun's own[/]
 
@@ -131,6 +132,10 @@ def train(
     out: str = typer.Option(None, help="Folder of the run.", rich_help_panel=_RUN),
     resume: bool = typer.Option(False, "--resume", help="Continue from the last checkpoint.", rich_help_panel=_RUN),
     force: bool = typer.Option(False, "--force", help="Replace the run that OUT holds.", rich_help_panel=_RUN),
+    devices: str = typer.Option("auto", help="How many GPUs; auto: all of them.", rich_help_panel=_RUN),
+    strategy: str = typer.Option(
+        "auto", help="On several GPUs: ddp, or fsdp2 where one does not hold the base.", rich_help_panel=_RUN
+    ),
 ) -> None:
     given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, [])}
 
@@ -154,6 +159,10 @@ def train(
         values["dtype"] = "bfloat16" if bf16 else "float32"
     values |= dict(_setting(text) for text in settings or [])
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
+    if (number := processes(devices)) > 1:
+        way = chosen(strategy, complete)
+        screen.print(f"Starting a process for each of {number} devices ({way}).")
+        start(number, way)
     result = run(complete, resume=resume, force=force, console=screen)
     screen.print(f"Adapter: {result.adapter}", f"Report:  {complete.out}/report.html", sep="\n", markup=False)
 

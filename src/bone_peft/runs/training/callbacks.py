@@ -133,11 +133,13 @@ class StopOnInterrupt(TrainerCallback):
     def _ask(self, number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
             let_go_of_the_terminal()
-        if self.asked:
+        if self.asked and number == self.number:  # A launcher passes its own on, of another kind.
             before = self._before[number]
             if callable(before):
                 before(number, frame)
             raise KeyboardInterrupt
+        if self.asked:
+            return
         self.asked, self.number = True, number
         self.console.print("Stopping after this step and saving a checkpoint; once more to stop at once.")
 

@@ -134,7 +134,7 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
     if may_checkpoint(settings):
         settings = {"gradient_checkpointing": False, **settings}
     try:
-        return sft_config(
+        arguments = sft_config(
             output_dir=str(output_dir),
             seed=seed,
             report_to="none",
@@ -142,6 +142,9 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
             logging_nan_inf_filter=False,
             **settings,
         )
+        # A process that sees several GPUs trains on one: those that share a step are started by Accelerate.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        return arguments
     except Exception as error:  # a setting may ask for packages, files, devices or an environment of its own
         raise cannot_train(error) from error
 

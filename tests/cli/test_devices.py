@@ -1,0 +1,46 @@
+"""How many processes ``bone train`` starts, and in which way."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bone_peft import BoneError
+from bone_peft.cli import devices
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1000))
+
+
+def test_all_gpus_or_as_many_as_are_asked_for(four_gpus, monkeypatch):
+    assert [devices.processes(given) for given in ("auto", "1", "3")] == [4, 1, 3]
+    for wrong, message in (("5", "There are 4 GPUs here"), ("0", "auto or a number"), ("two", "auto or a number")):
+        with pytest.raises(BoneError, match=message):
+            devices.processes(wrong)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # Started by somebody.
+    assert devices.processes("auto") == 1
+
+
+def test_without_gpus_it_is_one(four_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [devices.processes(given) for given in ("auto", "2")] == [1, 2]
+
+
+@pytest.mark.parametrize(("nbytes", "way"), [(600, "ddp"), (800, "fsdp2")])
+def test_a_base_that_fills_a_gpu_is_shared(four_gpus, monkeypatch, nbytes, way):
+    monkeypatch.setattr("bone_peft.files.checkpoints.open_checkpoint", lambda base: SimpleNamespace(nbytes=nbytes))
+    recipe = SimpleNamespace(base="folder", quantize=None)
+    assert devices.chosen("auto", recipe) == way
+    assert devices.chosen("fsdp2", recipe) == "fsdp2"
+    with pytest.raises(BoneError, match="choose one of auto, ddp, fsdp2"):
+        devices.chosen("zero9", recipe)
+
+
+def test_a_base_that_is_not_there_is_for_the_run_to_tell(four_gpus):
+    assert devices.chosen("auto", SimpleNamespace(base="nowhere", quantize=None)) == "ddp"
