@@ -11,7 +11,7 @@ from bone_peft.cli import devices
 
 @pytest.fixture
 def four_gpus(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK"):
+    for name in devices._OF_LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -23,8 +23,10 @@ def test_all_gpus_or_as_many_as_are_asked_for(four_gpus, monkeypatch):
     for wrong, message in (("5", "There are 4 GPUs here"), ("0", "auto or a number"), ("two", "auto or a number")):
         with pytest.raises(BoneError, match=message):
             devices.processes(wrong)
-    monkeypatch.setenv("LOCAL_RANK", "1")  # Started by somebody.
-    assert devices.processes("auto") == 1
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK"):  # Started by somebody.
+        monkeypatch.setenv(name, "1")
+        assert devices.processes("auto") == 1
+        monkeypatch.delenv(name)
 
 
 def test_without_gpus_it_is_one(four_gpus, monkeypatch):

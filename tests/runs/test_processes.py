@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,3 +128,19 @@ def test_two_processes_give_the_loss_of_one(plain_base, rows_file, tmp_path):
     assert [loss for _, loss in history(tmp_path / "two")] == pytest.approx(list(single), rel=1e-4)
     assert len(steps) == STEPS
     assert two.stdout.count("Adapter:") == 1
+
+    # Taken up by one process, it takes both batches of a step.
+    both = history(tmp_path / "two")
+    alone = without_its_end(tmp_path / "two")
+    assert alone.returncode == 0, alone.stderr
+    assert f"Continuing from {tmp_path / 'two' / 'checkpoints' / f'checkpoint-{STEPS - 2}'}" in alone.stdout
+    assert [loss for _, loss in history(tmp_path / "two")] == pytest.approx([loss for _, loss in both], rel=1e-4)
+    two = without_its_end(tmp_path / "one", "--devices", "2")
+    assert two.returncode != 0 and "is of 1 processes with 1 batches a step each, which 2 cannot share" in two.stderr
+
+
+def without_its_end(out, *more):
+    """The run in ``out``, taken up again before its last checkpoint."""
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoints" / f"checkpoint-{STEPS}")
+    return run([sys.executable, "-m", "bone_peft", "train", "--resume", "--out", str(out), *more])

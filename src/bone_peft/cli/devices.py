@@ -20,6 +20,9 @@ STRATEGIES = {
 }
 """By name, Accelerate's options: the whole base on each GPU, or a part of every layer."""
 
+_OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Each says that this process is one of several that somebody else has started."""
+
 _FULL = 0.7
 """Share of a GPU's memory that the base may take where each has all of it."""
 
@@ -35,7 +38,7 @@ def processes(devices: str) -> int:
     """
     import torch
 
-    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+    if any(name in os.environ for name in _OF_LAUNCHERS):
         return 1
     there = torch.cuda.device_count()
     if devices == "auto":

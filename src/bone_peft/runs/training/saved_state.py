@@ -37,6 +37,11 @@ class SavedState:
         return cls(checkpoint, step, steps, losses_of(history), state.get("best_model_checkpoint"))
 
     @property
+    def processes(self) -> int:
+        """How many wrote it: each has its own state of random numbers."""
+        return max(len(list(self.folder.glob("rng_state_*.pth"))), 1)
+
+    @property
     def is_last(self) -> bool:
         """True when no step is left."""
         return self.step >= self.steps

@@ -69,7 +69,7 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
     if result is not None and is_complete(result, run):
         console.print(f"The run in {run.root} is finished ({result.steps} steps); nothing is left to do.", markup=False)
         return result
-    trainer, tokenizer, questions, fresh = _prepare(recipe, run, console)
+    trainer, tokenizer, questions, fresh = _prepare(recipe, run, saved if result is None else None, console)
 
     state = PartialState()
     state.wait_for_everyone()  # every process has seen the old state of `out`
@@ -128,9 +128,24 @@ def _so_far(recipe: Recipe, run: RunFolder) -> tuple[SavedState | None, TrainRes
     return saved, TrainResult.of_recipe(run.result, _content(recipe))
 
 
-def _prepare(recipe: Recipe, run: RunFolder, console: Console) -> tuple[Any, Any, Any, TrainResult]:
+def _keep_rows_a_step(arguments: Any, saved: SavedState) -> None:
+    """Have a run go on with as many rows a step as it had, by however many processes."""
+    before, now, batches = saved.processes, arguments.world_size, arguments.gradient_accumulation_steps
+    if before * batches % now:
+        raise BoneError(
+            f"{saved.folder} is of {before} processes with {batches} batches a step each, which {now} cannot share "
+            f"evenly: continue with {before}."
+        )
+    arguments.gradient_accumulation_steps = before * batches // now
+
+
+def _prepare(
+    recipe: Recipe, run: RunFolder, saved: SavedState | None, console: Console
+) -> tuple[Any, Any, Any, TrainResult]:
     """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training."""
     arguments = arguments_of(recipe.training, recipe.seed, run.checkpoints)
+    if saved is not None:
+        _keep_rows_a_step(arguments, saved)
     console.print(f"Loading {recipe.base} and {written(recipe.data)}", markup=False)
     # A process's weights go to its own accelerator, or stay on the CPU.
     device = arguments.device if arguments.device.type != "cpu" else "cpu"
