@@ -69,7 +69,7 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
     if result is not None and is_complete(result, run):
         console.print(f"The run in {run.root} is finished ({result.steps} steps); nothing is left to do.", markup=False)
         return result
-    trainer, tokenizer, questions, fresh = _prepare(recipe, run, saved if result is None else None, console)
+    trainer, tokenizer, questions, fresh = _prepare(recipe, run, console, saved if result is None else None)
 
     state = PartialState()
     state.wait_for_everyone()  # every process has seen the old state of `out`
@@ -140,7 +140,7 @@ def _keep_rows_a_step(arguments: Any, saved: SavedState) -> None:
 
 
 def _prepare(
-    recipe: Recipe, run: RunFolder, saved: SavedState | None, console: Console
+    recipe: Recipe, run: RunFolder, console: Console, saved: SavedState | None = None
 ) -> tuple[Any, Any, Any, TrainResult]:
     """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training."""
     arguments = arguments_of(recipe.training, recipe.seed, run.checkpoints)
