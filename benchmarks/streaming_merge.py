@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -122,7 +123,8 @@ def _copy() -> Callable[[Path], None]:
 
 def _stream() -> Callable[[Path], None]:
     from bone_peft.cli.main import app
-    from bone_peft.files.merging import merge  # noqa: F401 - what the command imports
+
+    import_module("bone_peft.files.merging")  # What the command imports when it runs.
 
     def run(folder: Path) -> None:
         names = ("--base", folder / "base", "--adapter", folder / "adapter", "--out", folder / "out")

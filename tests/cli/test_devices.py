@@ -20,6 +20,9 @@ def four_gpus(monkeypatch):
 
 def test_all_gpus_or_as_many_as_are_asked_for(four_gpus, monkeypatch):
     assert [devices.processes(given) for given in ("auto", "1", "3")] == [4, 1, 3]
+    # A run that goes on is by as many as before, if nobody says how many.
+    assert [devices.processes("auto", before) for before in (1, 2, 8)] == [1, 2, 4]
+    assert devices.processes("3", 2) == 3
     for wrong, message in (("5", "There are 4 GPUs here"), ("0", "auto or a number"), ("two", "auto or a number")):
         with pytest.raises(BoneError, match=message):
             devices.processes(wrong)

@@ -4,10 +4,8 @@ import copy
 from pathlib import Path
 
 import gguf
-import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -18,53 +16,28 @@ from bone_peft.files.merging import merge
 
 from ..models import ALL_VARIANTS, SMALL, config_for, tokens
 from ..versions import needs
+from .small_gguf import ATTENTION, HIDDEN, NORMS, write_small_gguf
 from .test_merging import adapter
 
 pytestmark = needs("transformers", "5.17")
 
-EXPERTS, HIDDEN = 4, 32
-
 
 def write_gguf(path: Path, own: int = 768, experts: int = 4) -> None:
-    """A Qwen3-MoE of two layers, with its experts quantized. Transformers loads experts of 768 neurons only."""
-    writer = GGUFWriter(path, "qwen3moe")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_key_length(8)
-    writer.add_value_length(8)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_expert_count(experts)
-    writer.add_expert_used_count(2)
-    writer.add_expert_feed_forward_length(own)
-    writer.add_vocab_size(64)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*map(chr, range(33, 96)), '!"'])
-    writer.add_token_merges(['! "'])
-    random = np.random.default_rng(0)
-    shapes = {"token_embd": (64, HIDDEN), "output_norm": (HIDDEN,), "output": (64, HIDDEN)}
-    for layer in range(2):
-        parts = {"attn_q": (32, HIDDEN), "attn_k": (16, HIDDEN), "attn_v": (16, HIDDEN), "attn_output": (HIDDEN, 32)}
-        parts |= {"attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "attn_q_norm": (8,), "attn_k_norm": (8,)}
-        parts |= {f"ffn_{part}_exps": (experts, own, HIDDEN) for part in ("gate", "up")}
-        parts |= {"ffn_down_exps": (experts, HIDDEN, own), "ffn_gate_inp": (experts, HIDDEN)}
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in parts.items()}
-    for name, shape in shapes.items():
-        values = random.normal(size=shape, scale=0.3).astype(np.float32)
-        if name.endswith("_exps"):
-            packed = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
-            writer.add_tensor(f"{name}.weight", packed, raw_dtype=GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(f"{name}.weight", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """A Qwen3-MoE with its experts quantized. Transformers loads experts of 768 neurons only."""
+
+    def settings(writer):
+        writer.add_feed_forward_length(48)
+        writer.add_key_length(8)
+        writer.add_value_length(8)
+        writer.add_rope_freq_base(10_000.0)
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(own)
+
+    layer = {**ATTENTION, **NORMS, "attn_q_norm": (8,), "attn_k_norm": (8,), "ffn_gate_inp": (experts, HIDDEN)}
+    layer |= {f"ffn_{part}_exps": (experts, own, HIDDEN) for part in ("gate", "up")}
+    layer |= {"ffn_down_exps": (experts, HIDDEN, own)}
+    write_small_gguf(path, "qwen3moe", layer, {"output": (64, HIDDEN)}, settings)
 
 
 @pytest.mark.parametrize("variant", ALL_VARIANTS)

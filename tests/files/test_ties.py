@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -31,6 +29,7 @@ from bone_peft.method.compat.tied_names import KEEPS_APART
 
 from ..models import SMALL, config_for, llama, randomize, tokens
 from ..versions import needs
+from .small_gguf import ATTENTION, HIDDEN, NORMS, write_small_gguf
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ENDS = ["embed_tokens", "lm_head"]
@@ -267,34 +266,14 @@ def test_an_encoder_that_cannot_part(tmp_path):
 
 
 def write_gguf(path: Path) -> None:
-    """A llama of two layers without an output weight: it is tied."""
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_dimension_count(8)
-    writer.add_vocab_size(64)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*map(chr, range(33, 96)), '!"'])
-    writer.add_token_merges(['! "'])
-    random = np.random.default_rng(0)
-    shapes = {"token_embd": (64, 32), "output_norm": (32,)}
-    for layer in range(2):
-        heads = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
-        mlp = {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
-        norms = {"attn_norm": (32,), "ffn_norm": (32,)}
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in (heads | mlp | norms).items()}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", random.normal(size=shape, scale=0.3).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """A llama without an output weight: it is tied."""
+
+    def settings(writer):
+        writer.add_feed_forward_length(64)
+        writer.add_rope_dimension_count(8)
+
+    mlp = {"ffn_gate": (64, HIDDEN), "ffn_up": (64, HIDDEN), "ffn_down": (HIDDEN, 64)}
+    write_small_gguf(path, "llama", {**ATTENTION, **mlp, **NORMS}, settings=settings)
 
 
 @pytest.mark.parametrize("options", [*TRAINED, {}])

@@ -27,11 +27,12 @@ _FULL = 0.7
 """Share of a GPU's memory that the base may take where each has all of it."""
 
 
-def processes(devices: str) -> int:
+def processes(devices: str, before: int | None = None) -> int:
     """How many to start; 1 if this one is to train alone, or is one of several already.
 
     Args:
         devices: ``auto``, or a number.
+        before: how many there were, if a run goes on; ``auto`` takes no more.
 
     Raises:
         BoneError: it is neither, or more than there are GPUs.
@@ -42,7 +43,7 @@ def processes(devices: str) -> int:
         return 1
     there = torch.cuda.device_count()
     if devices == "auto":
-        return max(there, 1)
+        return max(there if before is None else min(there, before), 1)
     if not devices.isdecimal() or int(devices) < 1:
         raise BoneError(f"--devices is auto or a number of GPUs, not {devices!r}.")
     if there and int(devices) > there:

@@ -159,7 +159,7 @@ def train(
         values["dtype"] = "bfloat16" if bf16 else "float32"
     values |= dict(_setting(text) for text in settings or [])
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
-    if (number := processes(devices)) > 1:
+    if (number := processes(devices, _processes_before(complete.out) if resume else None)) > 1:
         way = chosen(strategy, complete)
         screen.print(f"Starting a process for each of {number} devices ({way}).")
         start(number, way)
@@ -182,6 +182,15 @@ def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
         if run.recipe.is_file():
             return Recipe.load(run.recipe)
     return Recipe()
+
+
+def _processes_before(out: str) -> int | None:
+    """How many wrote the last checkpoint of a run, if it has one."""
+    from bone_peft.runs.training.run_folder import RunFolder
+    from bone_peft.runs.training.saved_state import SavedState
+
+    checkpoint = RunFolder(out).last_checkpoint()
+    return None if checkpoint is None else SavedState.of(checkpoint).processes
 
 
 def _modules(text: str) -> str | list[str]:

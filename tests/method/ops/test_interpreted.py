@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.skipif(KERNELS, reason="the kernels run in this process")
-@pytest.mark.parametrize("file", ["test_paths.py", "test_decode.py", "test_grouped.py"])
+@pytest.mark.parametrize("file", ["test_paths.py", "test_decode.py", "test_grouped.py", "test_mixed_bone.py"])
 def test_kernels_in_the_interpreter(file):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-k", "triton", str(Path(__file__).with_name(file))],

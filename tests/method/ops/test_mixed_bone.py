@@ -23,7 +23,7 @@ def adapters(r, out, dtype=torch.float32, **shapes):
 @pytest.mark.parametrize("between", [(), (1,), (3,), (2, 3), (20,)])
 @pytest.mark.parametrize(("r", "features", "out"), [(16, 96, 160), (24, 100, 72), (64, 256, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-def test_each_row_has_its_own(between, r, features, out, dtype, monkeypatch):
+def test_triton_gives_each_row_its_own(between, r, features, out, dtype, monkeypatch):
     given = adapters(r, out, dtype)
     x = torch.randn(len(ROWS), *between, features, device=DEVICE).to(HALF)
     x[1] = 1e4  # Its block sums are infinite, and it has no adapter.
@@ -41,7 +41,7 @@ def test_each_row_has_its_own(between, r, features, out, dtype, monkeypatch):
         assert distance(got[i], wanted) < (2e-3 if HALF is torch.float16 else 1e-2)
 
 
-def test_what_the_kernel_does_not_take():
+def test_what_triton_does_not_take():
     given = {name: params["bone_block"] for name, (_, params) in adapters(16, 32).items()}
     x, y = torch.randn(3, 4, 64, device=DEVICE).to(HALF), torch.randn(3, 4, 32, device=DEVICE).to(HALF)
     with path("triton"):

@@ -46,7 +46,7 @@ def in_parameters(adapter: Adapter, base: Base) -> Adapter:
     if not parameters:
         raise BoneError("fused is for adapters of experts, and this one has none: leave it out.")
     others = {module.rpartition(".")[2] for module in layers if base.fused(module) is None}
-    # PEFT drops nothing before a parameter.
+    # PEFT drops nothing before a parameter, and puts the wrapper of gate and up inside that of down.
     changes: dict[str, Any] = {"target_modules": sorted(others), "bottleneck_dropout": 0.0, "experts": "each"}
     config = replace(adapter.config, **changes, target_parameters=sorted(parameters, reverse=True))
     return replace(adapter, config=config, layers=layers)

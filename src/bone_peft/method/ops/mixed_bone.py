@@ -96,6 +96,15 @@ def _table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
 if triton is not None:
 
     @triton.jit
+    def _block_of(table, row, block, o, c, features, R: tl.constexpr):
+        """How much of a row's block there is, ``R`` or nothing, and its columns ``o``."""
+        address = tl.load(table + row)
+        # Nothing is read for rows without a block: their sums may be infinite.
+        width = tl.where(address != 0, R, 0)
+        square = (c < width)[:, None] & (o < features)[None, :]
+        return width, tl.load(address.to(block.dtype) + c[:, None] * features + o[None, :], mask=square, other=0.0)
+
+    @triton.jit
     def _mixed_token(
         table,
         block,
@@ -115,12 +124,8 @@ if triton is not None:
         row = tl.program_id(1).to(tl.int64)
         o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
         c = tl.arange(0, WIDTH)
-        address = tl.load(table + row)
-        # Nothing is read for rows without a block: their sums may be infinite.
-        width = tl.where(address != 0, R, 0)
-        own = address.to(block.dtype)
-        square = (c < width)[:, None] & (o < features)[None, :]
-        right = tl.load(own + c[:, None] * features + o[None, :], mask=square, other=0.0).to(tl.float32)
+        width, right = _block_of(table, row, block, o, c, features, R)
+        right = right.to(tl.float32)
         blocks = tl.arange(0, TILE)
         s = tl.zeros((TILE, WIDTH), dtype=tl.float32)
         for start in range(0, features_in, TILE * R):
@@ -150,12 +155,8 @@ if triton is not None:
         t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
         o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
         c = tl.arange(0, WIDTH)
-        address = tl.load(table + row)
-        # Nothing is read for rows without a block: their sums may be infinite.
-        width = tl.where(address != 0, R, 0)
-        own = address.to(block.dtype)
-        square = (c < width)[:, None] & (o < features)[None, :]
-        right = tl.load(own + c[:, None] * features + o[None, :], mask=square, other=0.0).to(s.dtype.element_ty)
+        width, right = _block_of(table, row, block, o, c, features, R)
+        right = right.to(s.dtype.element_ty)
         place = row * tokens + t
         mask = (t < tokens)[:, None] & (c < width)[None, :]
         left = tl.load(s + place[:, None] * R + c[None, :], mask=mask, other=0.0)

@@ -409,10 +409,11 @@ def _fit(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Any]) -> 
     for name, layer in model.named_modules():
         if isinstance(layer, BoneExperts) and adapter_name in layer.bone_variant:
             path = name.removeprefix(prefix)
-            params = {key: found.get(f"{path}.{key}") for key in layer.bone_variant[adapter_name].parameters}
-            if all(tensor is not None for tensor in params.values()):
+            names = layer.bone_variant[adapter_name].parameters
+            params = {name: found[f"{path}.{name}"] for name in names if f"{path}.{name}" in found}
+            if len(params) == len(names):
                 with _naming(path):
-                    layer.fit(adapter_name, params)  # type: ignore[arg-type]
+                    layer.fit(adapter_name, params)
 
 
 def _repeats(model: Any, options: dict[str, Any]) -> set[int]:

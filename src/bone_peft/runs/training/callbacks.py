@@ -95,22 +95,17 @@ class StopOnInterrupt(TrainerCallback):
     Where several processes train together, one that is asked tells the others, and all stop after the same step.
 
     Attributes:
-        asked: whether one came.
         number: of the signal.
     """
 
     def __init__(self, console: Console, trainer: Any) -> None:
         self.console = console
-        self.asked = False
         self.trainer = trainer
-        trainer.is_asked_to_stop = lambda: self.asked
         self.number: int = signal.SIGINT
         self._before: dict[int, Any] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        alone = args.world_size == 1
-        if self.asked if alone else self.trainer.stops:
-            self.asked = True
+        if self.trainer.stops:
             control.should_save = True
             control.should_training_stop = True
 
@@ -133,14 +128,15 @@ class StopOnInterrupt(TrainerCallback):
     def _ask(self, number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
             let_go_of_the_terminal()
-        if self.asked and number == self.number:  # A launcher passes its own on, of another kind.
+        asked = self.trainer.is_asked_to_stop
+        if asked and number == self.number:  # A launcher passes its own on, of another kind.
             before = self._before[number]
             if callable(before):
                 before(number, frame)
             raise KeyboardInterrupt
-        if self.asked:
+        if asked:
             return
-        self.asked, self.number = True, number
+        self.trainer.is_asked_to_stop, self.number = True, number
         self.console.print("Stopping after this step and saving a checkpoint; once more to stop at once.")
 
 

@@ -133,8 +133,8 @@ def _keep_rows_a_step(arguments: Any, saved: SavedState) -> None:
     before, now, batches = saved.processes, arguments.world_size, arguments.gradient_accumulation_steps
     if before * batches % now:
         raise BoneError(
-            f"{saved.folder} is of {before} processes with {batches} batches a step each, which {now} cannot share "
-            f"evenly: continue with {before}."
+            f"{saved.folder} was written with {before} x {batches} batches a step, which {now} processes cannot share "
+            f"evenly: continue with --devices {before}."
         )
     arguments.gradient_accumulation_steps = before * batches // now
 
@@ -204,7 +204,7 @@ def _take_steps(
     finally:
         progress.close()
     state = trainer.state
-    if stop.asked and state.global_step < state.max_steps:
+    if trainer.stops and state.global_step < state.max_steps:
         raise TrainingStopped(
             f"Stopped at step {state.global_step} of {state.max_steps}, checkpoint saved; "
             f"continue with: bone train --resume --out {recipe.out}",

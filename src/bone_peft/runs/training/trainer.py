@@ -31,15 +31,14 @@ class RunTrainer(StepTrainer):
     Attributes:
         cut: what ``max_length`` cost, by the name of the rows (train, eval).
         is_asked_to_stop: whether somebody asked this process to.
-        stops: whether somebody asked one of all processes to: all of them see it at the same step.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         self.cut: dict[str, CutRows] = {}
         self._losses: list[Any] = []
         self._unchecked: list[tuple[int, list[Any], Any, Any]] = []
-        self.is_asked_to_stop = lambda: False
-        self.stops = False
+        self.is_asked_to_stop = False
+        self._another_is = False
         super().__init__(**kwargs)
 
     # Rows
@@ -78,6 +77,11 @@ class RunTrainer(StepTrainer):
 
     # Numbers
 
+    @property
+    def stops(self) -> bool:
+        """Whether somebody asked one of all processes to stop. All of them see it at the same step."""
+        return self.is_asked_to_stop if self.accelerator.num_processes == 1 else self._another_is
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
         self._losses.append(loss)
@@ -93,7 +97,7 @@ class RunTrainer(StepTrainer):
         good = all_finite([*losses, *([] if counted is None else [counted])])
         here = good.to(self.args.device).float()[None]
         if self.accelerator.num_processes > 1:
-            here = torch.cat([here, torch.full_like(here, self.is_asked_to_stop())])
+            here = torch.cat([here, torch.full_like(here, self.is_asked_to_stop)])
         together = self.accelerator.reduce(here, reduction="sum")
         self._unchecked.append((self.state.global_step + 1, losses, counted, together))
         if not self.runs_ahead or len(self._unchecked) == _AHEAD:
@@ -105,7 +109,7 @@ class RunTrainer(StepTrainer):
         unchecked, self._unchecked = self._unchecked, []
         for step, losses, norm, together in unchecked:
             good, *asked = together.tolist()
-            self.stops = self.stops or any(asked)
+            self._another_is = self._another_is or any(asked)
             if good != self.accelerator.num_processes:
                 self._stop(_which(float(sum(losses)), norm), step)
 

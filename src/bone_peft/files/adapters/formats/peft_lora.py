@@ -107,6 +107,8 @@ def write(adapter: Adapter, path: Path) -> None:
     }
     options |= peft_folder.common_options(adapter.config)
     if any(experts_of(adapter.variant, params) is not None for params in adapter.layers.values()):
+        if not adapter.config.target_parameters:
+            raise BoneError("This adapter has experts, whose layout the base tells: use bone_peft.convert() with it.")
         options["target_parameters"] = adapter.config.target_parameters
     try:
         config = LoraConfig(lora_dropout=adapter.config.bottleneck_dropout or 0.0, **options)
