@@ -173,3 +173,23 @@ def test_dropout_drops_only_the_adapters_input(name):
 
     layer.eval()
     torch.testing.assert_close(layer(x), base(x) + x @ layer.get_delta_weight("default").T)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.data())
+def test_rows_and_columns_are_those_of_dw(case, data):
+    name, r, features, out, _, _, bias, seed = case
+    layer, params = random_layer(name, r, features, out, torch.float64, bias, seed)
+    variant, weight = VARIANTS[name], layer.get_base_layer().weight
+    delta = DELTA[name]({key: numbers(value) for key, value in params.items()}, numbers(weight))
+
+    def ends(size):
+        unit = 1 if variant.cut_anywhere else r
+        start = data.draw(st.integers(0, size // unit - 1))
+        return start * unit, data.draw(st.integers(start + 1, size // unit)) * unit
+
+    for cut, size, axis in ((variant.rows, out, 0), (variant.columns, features, 1)):
+        start, stop = ends(size)
+        of_weight = weight[start:stop] if axis == 0 else weight[:, start:stop]
+        found = variant.delta_weight(cut(params, start, stop), of_weight)
+        np.testing.assert_allclose(numbers(found), delta.take(range(start, stop), axis), atol=1e-12)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bone_peft.errors import BoneError
 
 from .layer import BoneLayer
+from .sharded import is_managed, is_managed_itself, is_sharded
 
 Layers = dict[str, BoneLayer]
 
@@ -73,6 +74,7 @@ class _PassedBy(_Watch):
     """Is a layer's weight read, and the layer never called?"""
 
     def start(self, model: nn.Module, layers: Layers) -> None:
+        _check_split(layers)
         self.called: set[BoneLayer] = set()
         self.read: set[BoneLayer] = set()
         self.on_call(layers, self.called.add)
@@ -99,6 +101,7 @@ class _WithoutGradient(_Watch):
         return model.training and torch.is_grad_enabled()
 
     def start(self, model: nn.Module, layers: Layers) -> None:
+        _check_gradients_add_up(layers)
         self.with_grad: set[BoneLayer] = set()
         self.without: set[BoneLayer] = set()
         self.inputs_ask = False
@@ -132,6 +135,25 @@ def watch_first_run(model: nn.Module) -> None:
     for watch in (_FIRST_RUN, _FIRST_TRAINING):
         model._forward_pre_hooks[watch.key] = watch.begin
         model._forward_hooks[watch.key] = watch.end
+
+
+def _check_split(layers: Layers) -> None:
+    for name, layer in layers.items():
+        base = layer.get_base_layer()
+        if layer.split is None and is_sharded(getattr(base, "weight", None)) and not is_managed(base):
+            raise BoneError(
+                f"{name} was split over processes after it got its adapter, which knows nothing of that: load the "
+                "model with tp_plan first, and then the adapter."
+            )
+
+
+def _check_gradients_add_up(layers: Layers) -> None:
+    for name, layer in layers.items():
+        if is_managed(layer.get_base_layer()) and not is_managed_itself(layer) and _is_trained(layer):
+            raise BoneError(
+                f"FSDP2 sharded this model before it got its adapter (see {name}), so nothing would add up the "
+                "adapter's gradients over processes: shard after get_peft_model()."
+            )
 
 
 def _is_trained(layer: Any) -> bool:

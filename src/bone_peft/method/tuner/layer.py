@@ -21,7 +21,8 @@ from .base_weight import Snapshot, check_readable, check_replaceable, check_shar
 from .config import CONFIG_FIELDS, BoneConfig
 from .offload import onloaded
 from .quantized import dequantized
-from .sharded import is_managed, reshard, whole
+from .sharded import is_managed, is_sharded, reshard, whole
+from .split import Split
 from .stack import Adapted, Frozen
 from .targets import Use
 from .tensors import AdapterTensors
@@ -51,6 +52,9 @@ class BoneLayer(TunerLayer):
     shares_weight = False
     """Whether other modules have the base layer's weight too, as tied embeddings have. Said by the model."""
 
+    split: Split | None = None
+    """How tensor parallel has spread the base layer over processes."""
+
     other_param_names: tuple[str, ...] = ("bone_r", "bone_variant", "bone_scaling", "bone_dropout")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
@@ -67,13 +71,16 @@ class BoneLayer(TunerLayer):
         self.cast_input_dtype_enabled = True
 
         self.use: Use = kwargs.get("use", Use(read=False, called=True))
+        self.split = kwargs.get("split")
 
         base = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(
             base, get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
         self.fan_in_fan_out = isinstance(base, Conv1D)
-        shape: Any = _get_in_out_features(base)
+        # PEFT gives the sides of what this process has.
+        sharded: Any = base if is_sharded(getattr(base, "weight", None)) else None
+        shape: Any = (sharded.in_features, sharded.out_features) if sharded else _get_in_out_features(base)
         self.in_features, self.out_features = shape
 
     # Adapters
@@ -126,10 +133,17 @@ class BoneLayer(TunerLayer):
             getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape))
         self._initialize(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        if self.split is not None:
+            self.split.same_everywhere(self._parameters_of(adapter_name))
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _refusal(self, variant: type[Variant], r: int) -> str | None:
-        return variant.refusal(self.in_features, self.out_features, r)
+        refusal = variant.refusal(self.in_features, self.out_features, r)
+        if refusal is None and self.split is not None:
+            if self.use.read:
+                return "tensor parallel has split this layer, and the model multiplies by its weight without calling it"
+            refusal = self.split.refusal(variant, self.in_features, self.out_features, r)
+        return refusal
 
     def _shapes(self, adapter_name: str, variant: type[Variant], r: int) -> dict[str, tuple[int, ...]]:
         return variant.shapes(self.in_features, self.out_features, r)
@@ -216,14 +230,16 @@ class BoneLayer(TunerLayer):
     def _base_bias(self) -> Tensor | None:
         return getattr(self.get_base_layer(), "bias", None)
 
-    def _stack(self, adapter_names: Sequence[str], below: Below) -> Below:
-        """Put adapters on top of ``below``, in their order."""
+    def _stack(self, adapter_names: Sequence[str], below: Below, split: Split | None = None) -> Below:
+        """Put adapters on top of ``below``, in their order; of each, the part that ``split`` gives this process."""
         dropouts: Any = self.bone_dropout if self.training else ()
         for name in adapter_names:
             variant = self.bone_variant.get(name)
             if variant is not None:
                 dropout = dropouts[name] if name in dropouts else None  # noqa: SIM401 - ModuleDict has no get
-                below = Adapted(below, variant, self._scaled(name), dropout)
+                params = self._scaled(name)
+                params = params if split is None else split.of_process(variant, params)
+                below = Adapted(below, variant, params, dropout)
         return below
 
     def get_delta_weight(self, adapter: str, orig_weight: Tensor | None = None) -> Tensor:
@@ -414,12 +430,20 @@ class BoneLinear(nn.Module, BoneLayer):
         return self._forward_with(names, x, *args, **kwargs)
 
     def _forward_with(self, adapter_names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.split is not None:
+            return self._forward_split(self.split, adapter_names, x)
+
         def call(z: Tensor) -> Tensor:
             y = self.base_layer(z, *args, **kwargs)
             return y if self.quantization_backend is None else self.quantization_backend.maybe_clone_base_result(y)
 
         frozen = Frozen(call, self._base_weight, self._base_bias, None if args or kwargs else self.base_layer)
         return self._stack(adapter_names, frozen).output(x)
+
+    def _forward_split(self, split: Split, adapter_names: Sequence[str], x: Tensor) -> Tensor:
+        base = self.get_base_layer()
+        part = self._stack(adapter_names, split.part_of(base), split)
+        return split.end(part.output(split.begin(x)), split.bias_after(base))
 
     def _forward_by_row(self, x: Tensor, row_adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         mixed_rows.check_rows(len(x), row_adapters)
@@ -431,7 +455,7 @@ class BoneLinear(nn.Module, BoneLayer):
         if len(names) == 1:
             return self._forward_with(names, x, *args, **kwargs)
         adapted = [name for name in names if name in self.bone_variant]
-        if not all(self._only_adds(name) for name in adapted):
+        if self.split is not None or not all(self._only_adds(name) for name in adapted):
             return mixed_rows.in_turns(
                 x, row_adapters, lambda name, part: self._forward_with([name], part, *args, **kwargs)
             )

@@ -35,6 +35,7 @@ from .patterns import check_patterns, pattern_key
 from .saved import check_saved
 from .sharded import part
 from .siblings import watch
+from .split import split_of
 from .targets import also_excluded, trained_whole, use_of, why_not, why_not_in
 from .tensors import check_complete, file_keys, remove_adapter_name
 from .tied_weights import check_ties, input_embedding_name, is_named, mark_shared, note_untied
@@ -278,6 +279,7 @@ class BoneModel(Tuner):
         refusal = refusal or trained_whole(peft_config, current_key)
         if refusal is not None:
             raise BoneError(f"{current_key} {refusal}.")
+        split = split_of(self.model, current_key, target)
         if isinstance(target, FusedLinear):
             check_held(current_key, target.weight, parent)
             with _naming(current_key):
@@ -293,7 +295,9 @@ class BoneModel(Tuner):
                     "this model computes it without autograd (torch.no_grad), so an adapter there learns nothing: name "
                     "it in exclude_modules"
                 )
-            layer = BoneLinear(target, adapter_name, r, config=peft_config, use=use, **get_quantization_kwargs(self))
+            layer = BoneLinear(
+                target, adapter_name, r, config=peft_config, use=use, split=split, **get_quantization_kwargs(self)
+            )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)

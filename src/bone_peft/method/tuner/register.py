@@ -21,7 +21,7 @@ from ..compat.undoing import set_attribute, set_entry
 from . import config, layer, model
 from .hotswap import swap_adapter
 from .model_card import tell_how_to_load
-from .saved import writing
+from .saved import without_split_base, writing
 from .tensors import LEAF
 
 _NAME = "BONE"
@@ -163,6 +163,8 @@ def _tell_who_writes(undo: ExitStack) -> None:
     @wraps(original)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature(original).bind(self, *args, **kwargs).arguments
+        if getattr(self, "_tp_size", None) and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = without_split_base(self)
         with writing() if given.get("is_main_process", True) else nullcontext():
             return original(self, *args, **kwargs)
 

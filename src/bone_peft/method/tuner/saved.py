@@ -39,6 +39,19 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
     return {key: whole(tensor).detach().cpu() for key, tensor in tensors}
 
 
+def without_split_base(model: nn.Module) -> dict[str, Any]:
+    """``model.state_dict()`` without what tensor parallel has split and nobody trains.
+
+    PEFT would put all of that together, and wait for every process to ask for it.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        key: tensor
+        for key, tensor in model.state_dict().items()
+        if key in trained or ".modules_to_save." in key or not is_sharded(tensor)
+    }
+
+
 def check_saved(model: nn.Module, adapter_name: str, tensors: Mapping[str, Any]) -> None:
     """Raise ``BoneError`` if one of the adapter's tensors is a part of what it should be.
 

@@ -41,7 +41,11 @@ def part(tensor: Tensor, like: Any) -> Tensor:
 
 def is_managed(layer: Any) -> bool:
     """Whether FSDP looks after tensors of ``layer``."""
-    return any(getattr(module, "_is_fsdp_managed_module", False) for module in layer.modules())
+    return any(map(is_managed_itself, layer.modules()))
+
+
+def is_managed_itself(module: Any) -> bool:
+    return getattr(module, "_is_fsdp_managed_module", False)
 
 
 def reshard(layer: Any) -> None:

@@ -48,7 +48,7 @@ class Frozen:
         if type(layer) is not nn.Linear or "forward" in layer.__dict__ or _has_hooks(layer):
             return None
         weight, bias = layer.weight, layer.bias
-        if not _is_plain(weight, x) or not (bias is None or (_is_plain(bias, x) and bias.is_contiguous())):
+        if not is_plain(weight, x) or not (bias is None or (is_plain(bias, x) and bias.is_contiguous())):
             return None
         return weight, bias
 
@@ -100,7 +100,7 @@ def _has_hooks(layer: nn.Module) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor, x: Tensor) -> bool:
+def is_plain(tensor: Tensor, x: Tensor) -> bool:
     """A frozen tensor that lies beside ``x`` in the dtype to compute in: not sharded, quantized or offloaded."""
     return (
         type(tensor) in (nn.Parameter, Tensor)

@@ -14,6 +14,8 @@ from .variant import Below, BelowExperts, Dropout, Params, Variant
 class Additive(Variant):
     """``y = W x + b + dW x``, where ``dW`` does not depend on ``W``."""
 
+    cut_anywhere = True
+
     @classmethod
     @abstractmethod
     def addition(cls, x: Tensor, params: Params) -> Tensor:

@@ -59,6 +59,10 @@ class Bat(BatBase):
         return {"bone_block": params["bone_block"][..., start // r : stop // r, :, :]}
 
     @classmethod
+    def columns(cls, params: Params, start: int, stop: int) -> Params:
+        return params
+
+    @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params:
         return {"bone_block": torch.cat([params["bone_block"] for params in parts], dim=-3)}
 

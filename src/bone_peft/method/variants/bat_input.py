@@ -55,6 +55,11 @@ class BatInput(BatBase):
         return params
 
     @classmethod
+    def columns(cls, params: Params, start: int, stop: int) -> Params:
+        r = params["bone_block"].shape[-1]
+        return {"bone_block": params["bone_block"][..., start // r : stop // r, :, :]}
+
+    @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params | None:
         # Each has one block a column of its own weight, and together they have one.
         first = parts[0]

@@ -62,6 +62,13 @@ class Bone(Additive):
         return {"bone_block": params["bone_block"][..., start:stop]}
 
     @classmethod
+    def columns(cls, params: Params, start: int, stop: int) -> Params:
+        # Column c of dW is row c % r of D.
+        block = params["bone_block"]
+        shift = start % block.shape[-2]
+        return {"bone_block": block.roll(-shift, -2) if shift else block}
+
+    @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params:
         return {"bone_block": torch.cat([params["bone_block"] for params in parts], dim=-1)}
 

@@ -54,6 +54,10 @@ class Bottleneck(Additive):
         return {"bone_down": params["bone_down"], "bone_up": params["bone_up"][..., start:stop, :]}
 
     @classmethod
+    def columns(cls, params: Params, start: int, stop: int) -> Params:
+        return {"bone_down": params["bone_down"][..., start:stop], "bone_up": params["bone_up"]}
+
+    @classmethod
     def beside(cls, parts: Sequence[Params]) -> Params | None:
         down = parts[0]["bone_down"]
         if not all(torch.equal(down, params["bone_down"]) for params in parts):

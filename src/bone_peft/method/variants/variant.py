@@ -91,6 +91,7 @@ class Variant(ABC):
         dropout_field: the option that holds the dropout probability.
         reads_weight: whether :meth:`forward` needs the weight itself.
         sums_blocks: whether :meth:`fast_forward` sums the blocks of ``x``, which layers that read one ``x`` can share.
+        cut_anywhere: whether :meth:`rows` and :meth:`columns` take any ends, and not multiples of ``r`` alone.
     """
 
     name: ClassVar[str]
@@ -100,6 +101,7 @@ class Variant(ABC):
     dropout_field: ClassVar[str] = "bone_dropout"
     reads_weight: ClassVar[bool] = False
     sums_blocks: ClassVar[bool] = False
+    cut_anywhere: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -133,6 +135,11 @@ class Variant(ABC):
 
         ``params`` may have more dimensions in front.
         """
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, params: Params, start: int, stop: int) -> Params:
+        """Parameters that give ``dW[:, start:stop]`` for ``weight[:, start:stop]``. For the ends see :meth:`rows`."""
 
     @classmethod
     @abstractmethod
