@@ -19,7 +19,7 @@ from ..variants import Additive, Below, Params, Variant, parameter_names
 from . import mixed_rows
 from .base_weight import Snapshot, check_readable, check_replaceable, check_sharding, replace_weight
 from .config import CONFIG_FIELDS, BoneConfig
-from .offload import onloaded
+from .offload import execution_device, onloaded
 from .quantized import dequantized
 from .sharded import is_managed, is_sharded, reshard, whole
 from .split import Split
@@ -163,6 +163,11 @@ class BoneLayer(TunerLayer):
     def sums_blocks(self) -> bool:
         """Whether an adapter of this layer sums the blocks of its input."""
         return any(variant.sums_blocks for variant in self.bone_variant.values())
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """To where the base layer is, or runs."""
+        runs_on = execution_device(self.get_base_layer()) if device is None else device
+        super()._move_adapter_to_device_of_base_layer(adapter_name, runs_on)
 
     def _parameters_of(self, adapter_name: str) -> Params:
         return {name: getattr(self, name)[adapter_name] for name in self.bone_variant[adapter_name].parameters}

@@ -317,7 +317,7 @@ class BoneModel(Tuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, BoneLayer):
-            super()._replace_module(parent, child_name, new_module, child)
+            setattr(parent, child_name, new_module)  # it has found its place; PEFT would put it beside the weight
         elif isinstance(new_module, attention.InProjection):
             attention.put_back(parent, new_module)
         elif isinstance(new_module, FusedLinear):

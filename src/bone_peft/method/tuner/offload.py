@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from accelerate.hooks import AlignDevicesHook
 from torch import nn
 
 _NOTHING = nullcontext()
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where ``module`` runs, if its tensors are there for no longer than that."""
+    hook = vars(module).get("_hf_hook")
+    if not isinstance(hook, AlignDevicesHook) or hook.execution_device is None:
+        return None
+    offloaded = any(parameter.is_meta for parameter in module.parameters(recurse=False))
+    return torch.device(hook.execution_device) if offloaded else None
+
+
+@contextmanager
+def kept_where_it_is(model: Any) -> Iterator[None]:
+    """While an adapter is loaded into a base that Accelerate has offloaded.
+
+    PEFT would take the base's hooks away, and find a place for all of it anew.
+    """
+    places = vars(model).pop("hf_device_map", None)
+    try:
+        yield
+    finally:
+        if places is not None:
+            model.hf_device_map = places
+
+
+def is_offloaded(model: Any) -> bool:
+    """Whether parts of ``model`` are elsewhere while they do not run."""
+    return bool({"cpu", "disk"} & {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
 
 
 def onloaded(*modules: nn.Module) -> AbstractContextManager[None]:

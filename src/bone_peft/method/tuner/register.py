@@ -21,6 +21,7 @@ from ..compat.undoing import set_attribute, set_entry
 from . import config, layer, model
 from .hotswap import swap_adapter
 from .model_card import tell_how_to_load
+from .offload import is_offloaded, kept_where_it_is
 from .saved import without_split_base, writing
 from .tensors import LEAF
 
@@ -45,6 +46,7 @@ def register() -> None:
         _check_loads_over_adapters(undo)
         _explain_bone_in_model_cards(undo)
         _tell_who_writes(undo)
+        _leave_offloaded_bases_alone(undo)
         undo.pop_all()
 
 
@@ -138,9 +140,28 @@ def _check_loads_over_adapters(undo: ExitStack) -> None:
                     f"Adapter {adapter_name} is {old.variant.name}, and {model_id} holds {kind}: load it under another "
                     "name, or delete_adapter() first."
                 )
-        return original(self, model_id, adapter_name, *args, **kwargs)
+        ours = isinstance(old, config.BoneConfig) and is_offloaded(self) and "device_map" not in kwargs
+        with kept_where_it_is(self.base_model.model) if ours else nullcontext():
+            return original(self, model_id, adapter_name, *args, **kwargs)
 
     set_attribute(undo, peft.PeftModel, "load_adapter", load_adapter)
+
+
+def _leave_offloaded_bases_alone(undo: ExitStack) -> None:
+    """``PeftModel.from_pretrained`` for a base that Accelerate has offloaded, unless it is told where to put things."""
+    original: Any = vars(peft.PeftModel)["from_pretrained"].__func__
+
+    @wraps(original)
+    def from_pretrained(cls: Any, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        ours = is_offloaded(model) and "device_map" not in kwargs
+        if ours:
+            known = signature(original).bind(cls, model, model_id, *args, **kwargs).arguments.get("config")
+            known = known or peft.PeftConfig.from_pretrained(str(model_id), **_of_the_hub(kwargs))
+            ours = isinstance(known, config.BoneConfig)
+        with kept_where_it_is(model) if ours else nullcontext():
+            return original(cls, model, model_id, *args, **kwargs)
+
+    set_attribute(undo, peft.PeftModel, "from_pretrained", classmethod(from_pretrained))
 
 
 def _explain_bone_in_model_cards(undo: ExitStack) -> None:
