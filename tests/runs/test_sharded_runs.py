@@ -1,4 +1,4 @@
-"""``bone train`` on two processes that share the model by FSDP2: what one process would have made of it."""
+"""``bone train`` on two processes that share the model: what one process would have made of it."""
 
 import os
 import subprocess
@@ -16,10 +16,10 @@ from bone_peft.runs.training.trainer import RunTrainer
 
 from .test_processes import STEPS, command, history, run
 
-# Accelerate shards on GPUs; all else of FSDP2 runs on CPUs as well.
+# Accelerate shards on GPUs; all else of it runs on CPUs as well.
 LAUNCHED = """
 import os, signal
-from accelerate import state
+from accelerate import ParallelismConfig, state
 original = state.AcceleratorState.__init__
 def init(self, *args, fsdp_plugin=None, **kwargs):
     original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
@@ -27,18 +27,39 @@ def init(self, *args, fsdp_plugin=None, **kwargs):
         self.distributed_type, self.fsdp_plugin = state.DistributedType.FSDP, fsdp_plugin
         state.PartialState._shared_state["distributed_type"] = self.distributed_type
 state.AcceleratorState.__init__ = init
+ParallelismConfig._validate_accelerator = lambda self, accelerator: None
+if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+    state.PartialState._prepare_backend = lambda *_: ("gloo", state.DistributedType.MULTI_CPU)
 if "STOP_AT" in os.environ and os.environ["RANK"] == "1":
     from bone_peft.runs.training.callbacks import StopOnInterrupt
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == int(os.environ["STOP_AT"]):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), getattr(signal, os.environ["STOP_BY"]))
     StopOnInterrupt.on_step_begin = on_step_begin
 from bone_peft.cli.main import main
 main()
 """
 
+FSDP2 = {
+    "ACCELERATE_USE_CPU": "1",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+WAYS = {
+    "fsdp2": {**FSDP2, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
+    "fsdp2-shards": {**FSDP2, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
+    "zero3": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+    },
+    "tp": {"ACCELERATE_USE_CPU": "1"},
+}
 
-def sharded(folder, arguments, kind, **environment):
+
+def sharded(folder, arguments, way, **environment):
     script = folder / "launched.py"
     script.write_text(LAUNCHED)
     port = 20_000 + (os.getpid() + int(time.time())) % 20_000
@@ -47,21 +68,12 @@ def sharded(folder, arguments, kind, **environment):
         place = arguments.index("--r")
         arguments = [*arguments[:place], "--set", "adapter.r=8", *arguments[place + 2 :]]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), str(script)]
-    settings = {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_STATE_DICT_TYPE": kind,
-    }
     return subprocess.run(
         [sys.executable, *launch, *arguments],
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, **settings, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **WAYS[way], **environment},
         timeout=300,
     )
 
@@ -85,24 +97,34 @@ def assert_same_run(out, other):
 
 def test_from_the_first_step_to_the_report(plain_base, rows_file, tmp_path, of_one):
     out = tmp_path / "out"
-    done = sharded(tmp_path, command(plain_base, rows_file, out, "--dropout", "0")[3:], "FULL_STATE_DICT")
+    done = sharded(tmp_path, command(plain_base, rows_file, out, "--dropout", "0")[3:], "fsdp2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Adapter:") == 1
     assert_same_run(out, of_one)
     assert (out / "report.html").is_file()
 
 
-def test_a_signal_to_one_stops_both_and_shards_are_taken_up_again(plain_base, rows_file, tmp_path, of_one):
-    out, kind = tmp_path / "out", "SHARDED_STATE_DICT"
-    stopped = sharded(tmp_path, command(plain_base, rows_file, out, "--dropout", "0")[3:], kind, STOP_AT="4")
+NEEDS = {"zero3": "deepspeed", "tp": "transformers.distributed.tensor_parallel"}
+
+
+@pytest.mark.parametrize("way", ["fsdp2-shards", "zero3", "tp"])
+def test_a_signal_to_one_stops_both_and_the_run_goes_on(plain_base, rows_file, tmp_path, of_one, way):
+    if way in NEEDS:
+        pytest.importorskip(NEEDS[way])
+    # Under tensor parallel all processes have the same rows.
+    more = ["--strategy", "tp", "--batch-size", "4"] if way == "tp" else []
+    out = tmp_path / "out"
+    arguments = command(plain_base, rows_file, out, "--dropout", "0", *more)[3:]
+    stopped = sharded(tmp_path, arguments, way, STOP_AT="4", STOP_BY="SIGTERM")
     assert stopped.returncode != 0
     assert f"Stopped at step 5 of {STEPS}" in stopped.stderr, stopped.stderr
     checkpoint = RunFolder(out).last_checkpoint()
     assert checkpoint.name == "checkpoint-5"
-    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() and (checkpoint / "adapter_model.safetensors").is_file()
-    resumed = sharded(tmp_path, ["train", "--resume", "--out", str(out)], kind)
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() == (way == "fsdp2-shards")
+    resumed = sharded(tmp_path, ["train", "--resume", "--out", str(out)], way)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(out, of_one)
+    assert (out / "report.html").is_file()
 
 
 def test_the_first_fsdp_does_not_take_two_dtypes():

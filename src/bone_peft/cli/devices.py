@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from bone_peft.errors import BoneError
@@ -17,8 +18,10 @@ STRATEGIES = {
         *("--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "SHARDED_STATE_DICT"),
         *("--fsdp_cpu_ram_efficient_loading", "true"),
     ],
+    "zero3": ["--use_deepspeed", "--zero_stage", "3", "--zero3_init_flag", "true"],
+    "tp": ["--multi_gpu"],
 }
-"""By name, Accelerate's options: the whole base on each GPU, or a part of every layer."""
+"""By name, Accelerate's options. All but ``ddp`` give each GPU a part of every layer."""
 
 _OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Each says that this process is one of several that somebody else has started."""
@@ -52,11 +55,15 @@ def processes(devices: str, before: int | None = None) -> int:
 
 
 def chosen(strategy: str, recipe: Any) -> str:
-    """``strategy``, or for ``auto`` the one that the base's size asks for.
+    """``strategy``, or for ``auto`` the one that the recipe or the base's size asks for.
 
     Raises:
-        BoneError: there is none of this name.
+        BoneError: there is none of this name, or what it needs is not installed.
     """
+    if recipe.tensor_parallel:
+        strategy = "tp"
+    if strategy == "zero3" and find_spec("deepspeed") is None:
+        raise BoneError("--strategy zero3 needs DeepSpeed: pip install deepspeed, or choose fsdp2.")
     if strategy in STRATEGIES:
         return strategy
     if strategy != "auto":

@@ -133,9 +133,7 @@ def train(
     resume: bool = typer.Option(False, "--resume", help="Continue from the last checkpoint.", rich_help_panel=_RUN),
     force: bool = typer.Option(False, "--force", help="Replace the run that OUT holds.", rich_help_panel=_RUN),
     devices: str = typer.Option("auto", help="How many GPUs; auto: all of them.", rich_help_panel=_RUN),
-    strategy: str = typer.Option(
-        "auto", help="On several GPUs: ddp, or fsdp2 where one does not hold the base.", rich_help_panel=_RUN
-    ),
+    strategy: str = typer.Option("auto", help="On several GPUs: ddp, fsdp2, zero3 or tp.", rich_help_panel=_RUN),
 ) -> None:
     given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, [])}
 
@@ -157,6 +155,8 @@ def train(
     values = {_PLACES[name]: value for name, value in given.items()}
     if bf16 is not None:
         values["dtype"] = "bfloat16" if bf16 else "float32"
+    if strategy != "auto":
+        values["tensor_parallel"] = strategy == "tp"
     values |= dict(_setting(text) for text in settings or [])
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
     if (number := processes(devices, _processes_before(complete.out) if resume else None)) > 1:

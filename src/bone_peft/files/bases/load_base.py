@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.place import with_home
+from bone_peft.method.compat.zero3 import is_partitioned
+from bone_peft.method.tuner.sharded import own
 
 from ..checkpoints.checkpoint import is_finite
 from . import from_gguf, from_pth, from_transformers
@@ -37,6 +39,7 @@ def load_base(
     quantize: str = "none",
     device: Any = "cpu",
     trust_remote_code: bool = False,
+    parts: int = 1,
 ) -> tuple[Any, Any]:
     """Load a base model and its tokenizer.
 
@@ -47,6 +50,7 @@ def load_base(
         quantize: ``"none"``, or ``"8bit"`` / ``"4bit"`` (bitsandbytes).
         device: a torch device for the weights.
         trust_remote_code: run the Python code that a base brings along, as Transformers means it.
+        parts: how many processes split every layer among them (tensor parallel). Each of them has to call.
 
     Returns:
         ``(model, tokenizer)``. The model is in eval mode; the tokenizer has a padding token.
@@ -62,7 +66,9 @@ def load_base(
     loader = next(loader for loader in LOADERS if loader.accepts(base))
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
-    if str(device) != "cpu":
+    if parts > 1:
+        kwargs["distributed_config"] = _split_among(parts, quantize)
+    elif str(device) != "cpu":
         kwargs["device_map"] = {"": device}
     if (quantization := _quantization(quantize, dtype)) is not None:
         kwargs["quantization_config"] = quantization
@@ -72,6 +78,9 @@ def load_base(
         raise
     except Exception as error:  # whatever a reader trips over: the file is the user's, the sentence is ours
         raise BoneError(f"The base {base!r} cannot be loaded: {_first_line(error)}") from error
+    if parts > 1:
+        # The Trainer would refuse to save the optimizer of what it is told is split. Adapters are whole.
+        model._is_distributed_loading_by_transformers = False
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_finite(model, base)
@@ -81,8 +90,9 @@ def load_base(
 
 def _check_finite(model: Any, base: str) -> None:
     for name, parameter in model.named_parameters():
+        values = own(parameter)
         # What is quantized is whole numbers, and smaller types have no infinity.
-        if parameter.is_floating_point() and parameter.itemsize > 1 and not is_finite(parameter.detach()):
+        if values.is_floating_point() and values.itemsize > 1 and not is_finite(values):
             raise BoneError(
                 f"The base {base!r} holds NaN or infinity in {name}: it is broken, or its numbers are beyond what "
                 f"{str(parameter.dtype).removeprefix('torch.')} holds."
@@ -93,6 +103,8 @@ def _check_runs(model: Any, base: str) -> None:
     """Answer with one token: what is wrong with the configs shows there, if it did not before."""
     import torch
 
+    if any(map(is_partitioned, model.parameters())):
+        return  # It runs once DeepSpeed has prepared it.
     one = torch.ones(1, 1, dtype=torch.long, device=model.device)
     try:
         with torch.inference_mode():
@@ -101,6 +113,17 @@ def _check_runs(model: Any, base: str) -> None:
             )
     except Exception as error:
         raise BoneError(f"The base {base!r} cannot be run: {_first_line(error)}") from error
+
+
+def _split_among(parts: int, quantize: str) -> Any:
+    if quantize != "none":
+        raise BoneError(f"A base in {quantize} cannot be split by tensor parallel: leave one of them out.")
+    try:
+        from transformers.distributed import DistributedConfig
+        from transformers.distributed.tensor_parallel import apply_tensor_parallelism  # noqa: F401 - new in 5.17
+    except ImportError as error:
+        raise BoneError("Tensor parallel needs Transformers 5.17 or newer.") from error
+    return DistributedConfig(tp_size=parts)
 
 
 def _quantization(quantize: str, dtype: str) -> Any:

@@ -21,6 +21,7 @@ from bone_peft.errors import BoneError
 from bone_peft.io.names import brief, shown
 from bone_peft.method.compat.checkpoint_names import EXPERTS_ARE_MODULES, expert_places, places
 from bone_peft.method.compat.tied_names import tied_weights
+from bone_peft.method.compat.zero3 import not_partitioned
 from bone_peft.method.tuner.experts.fused import FusedLinear
 from bone_peft.method.tuner.experts.kinds import kind_of
 
@@ -89,7 +90,7 @@ def outline(
         from_config = getattr(cls, "_from_config", None) or partial(
             cls.from_config, trust_remote_code=trust_remote_code
         )
-        with torch.device("meta"):
+        with not_partitioned(), torch.device("meta"):
             return from_config(config, dtype=config.dtype or torch.float32).eval()
 
     try:

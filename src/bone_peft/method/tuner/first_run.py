@@ -149,7 +149,11 @@ def _check_split(layers: Layers) -> None:
 
 def _check_gradients_add_up(layers: Layers) -> None:
     for name, layer in layers.items():
-        if is_managed(layer.get_base_layer()) and not is_managed_itself(layer) and _is_trained(layer):
+        if not is_managed(layer.get_base_layer()) or is_managed_itself(layer):
+            continue
+        # The Trainer of Transformers has a hook that averages them.
+        tensors = [tensor for adapter in layer.bone_variant for tensor in layer._parameters_of(adapter).values()]
+        if any(tensor.requires_grad and not tensor._post_accumulate_grad_hooks for tensor in tensors):
             raise BoneError(
                 f"FSDP2 sharded this model before it got its adapter (see {name}), so nothing would add up the "
                 "adapter's gradients over processes: shard after get_peft_model()."

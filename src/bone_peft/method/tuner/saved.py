@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bone_peft.errors import BoneError
 
+from ..compat.zero3 import put_together
 from .layer import BoneLayer
 from .sharded import is_sharded, whole
 from .tensors import LEAF
@@ -34,9 +35,10 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
 
     Every process has to ask. Enough for ``save_pretrained(state_dict=...)``, and nothing of the base is put together.
     """
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    tensors = ((key, tensor) for key, tensor in model.state_dict().items() if key in trained)
-    return {key: whole(tensor).detach().cpu() for key, tensor in tensors}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with put_together(trained.values()):
+        tensors = {key: tensor for key, tensor in model.state_dict().items() if key in trained}
+        return {key: whole(tensor).detach().to("cpu", copy=True) for key, tensor in tensors.items()}
 
 
 def without_split_base(model: nn.Module) -> dict[str, Any]:

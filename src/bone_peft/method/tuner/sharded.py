@@ -1,4 +1,4 @@
-"""Tensors of which each process has a part: PyTorch's DTensor, as FSDP2 (``fully_shard``) makes them."""
+"""Tensors of which each process has a part: PyTorch's DTensor, as FSDP2 (``fully_shard``) makes them, and ZeRO-3's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch.distributed
 from torch import Tensor
+
+from ..compat.zero3 import is_partitioned
 
 if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor, Replicate
@@ -20,7 +22,14 @@ def is_sharded(tensor: Any) -> bool:
 
 def is_spread(model: Any) -> bool:
     """Whether this process has parts of ``model`` alone, so that all of them have to run it together."""
-    return any(map(is_sharded, model.parameters()))
+    return any(is_sharded(parameter) or is_partitioned(parameter) for parameter in model.parameters())
+
+
+def own(parameter: Any) -> Tensor:
+    """What this process has of ``parameter``: of any shape, and perhaps filled up with zeros."""
+    if is_partitioned(parameter):
+        return parameter.ds_tensor
+    return parameter.detach().to_local() if is_sharded(parameter) else parameter.detach()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class UnusedAdapters(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         # DeepSpeed keeps gradients where no parameter shows them.
-        if self.looked or model is None or args.deepspeed:
+        if self.looked or model is None or args.deepspeed_plugin is not None:
             return
         self.looked = True
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad and ".bone_" in name}

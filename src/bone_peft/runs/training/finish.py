@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from bone_peft.files.kinds import ADAPTER
 from bone_peft.io.whole import whole_folder
+from bone_peft.method.compat.zero3 import run_without_its_engine
 from bone_peft.method.tuner.saved import gathered
 from bone_peft.method.tuner.sharded import is_spread
 
@@ -46,13 +47,14 @@ def complete(
     if not is_first and not is_spread(model):
         return
     if not result.samples:
-        with Progress(
+        bar = Progress(
             TextColumn("answering sample questions"),
             BarColumn(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
-        ) as progress:
+        )
+        with bar as progress, run_without_its_engine(model):
             task = progress.add_task("", total=_TOKENS)
             result.samples = answer_samples(
                 model, tokenizer, rows, max_new_tokens=_TOKENS, on_token=lambda: progress.advance(task)

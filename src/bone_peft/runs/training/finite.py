@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from bone_peft.errors import BoneError
-from bone_peft.method.tuner.sharded import whole
+from bone_peft.method.tuner.sharded import own, whole
 
 
 def all_finite(numbers: list[Any]) -> Any:
@@ -20,8 +20,8 @@ def all_finite(numbers: list[Any]) -> Any:
 
 
 def weights_are_finite(model: Any) -> bool:
-    """True when no trained parameter holds NaN or infinity."""
-    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    """True when no trained parameter holds NaN or infinity, as far as this process has them."""
+    trained = [own(parameter) for parameter in model.parameters() if parameter.requires_grad]
     return not trained or bool(all_finite(trained))
 
 

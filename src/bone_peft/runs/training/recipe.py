@@ -32,6 +32,7 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        tensor_parallel: of several processes, each has a part of every layer, and all of them the same rows.
         trust_remote_code: run the Python code that the base brings along.
         allow_unused: train on although some adapter tensors get no gradient.
         continue_from: an adapter to train on, as for :func:`bone_peft.files.bases.load_adapter`, in place of a new one.
@@ -49,6 +50,7 @@ class Recipe:
     dtype: str = "bfloat16"
     seed: int = 0
     quantize: str = "none"
+    tensor_parallel: bool = False
     continue_from: str | None = None
     trust_remote_code: bool = False
     allow_unused: bool = False
@@ -148,7 +150,7 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")
-        for name in ("trust_remote_code", "allow_unused"):
+        for name in ("trust_remote_code", "allow_unused", "tensor_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")
         if not (self.chat is None or isinstance(self.chat, bool)):

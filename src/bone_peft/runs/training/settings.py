@@ -128,10 +128,10 @@ def checked_training(given: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
+def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_parallel: bool = False) -> Any:
     """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
     sft_config = _sft_config()
-    if may_checkpoint(settings):
+    if may_checkpoint(settings, tensor_parallel):
         settings = {"gradient_checkpointing": False, **settings}
     try:
         arguments = sft_config(
@@ -149,12 +149,12 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path) -> Any:
         raise cannot_train(error) from error
 
 
-def may_checkpoint(settings: dict[str, Any]) -> bool:
+def may_checkpoint(settings: dict[str, Any], tensor_parallel: bool) -> bool:
     """Whether the run decides on gradient checkpointing: nobody else has, and the model is whole in each process."""
     sharded = {"fsdp", "deepspeed"} & {name for name, value in settings.items() if value}
     launched = any(os.environ.get(f"ACCELERATE_USE_{kind}", "false") != "false" for kind in ("FSDP", "DEEPSPEED"))
     given = any(name.startswith(("gradient_checkpointing", "activation_checkpointing")) for name in settings)
-    return not (given or sharded or launched)
+    return not (given or sharded or launched or tensor_parallel)
 
 
 def cannot_train(error: Exception) -> BoneError:

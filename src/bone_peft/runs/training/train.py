@@ -143,8 +143,8 @@ def _prepare(
     recipe: Recipe, run: RunFolder, console: Console, saved: SavedState | None = None
 ) -> tuple[Any, Any, Any, TrainResult]:
     """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training."""
-    arguments = arguments_of(recipe.training, recipe.seed, run.checkpoints)
-    if saved is not None:
+    arguments = arguments_of(recipe.training, recipe.seed, run.checkpoints, recipe.tensor_parallel)
+    if saved is not None and not recipe.tensor_parallel:
         _keep_rows_a_step(arguments, saved)
     console.print(f"Loading {recipe.base} and {written(recipe.data)}", markup=False)
     # A process's weights go to its own accelerator, or stay on the CPU.
@@ -155,6 +155,7 @@ def _prepare(
         quantize=recipe.quantize,
         device=device,
         trust_remote_code=recipe.trust_remote_code,
+        parts=arguments.world_size if recipe.tensor_parallel else 1,
     )
     rows, held_out, removed = _load_rows(recipe, tokenizer)
     if removed:
@@ -267,7 +268,7 @@ def _build_trainer(
             eval_dataset=held_out if arguments.do_eval else None,
             processing_class=tokenizer,
             peft_config=config,
-            may_checkpoint=may_checkpoint(recipe.training),
+            may_checkpoint=may_checkpoint(recipe.training, recipe.tensor_parallel),
             say=partial(console.print, markup=False),
         )
         cut = trainer.cut["train"]

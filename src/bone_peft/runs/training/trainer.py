@@ -140,7 +140,8 @@ class RunTrainer(StepTrainer):
 
     def check_weights(self) -> None:
         """Raise a BoneError if a step left weights that are no numbers: they are not to be saved."""
-        if not weights_are_finite(self.model):
+        bad = torch.tensor([not weights_are_finite(self.model)], device=self.args.device).float()
+        if self.accelerator.reduce(bad, reduction="sum").any():
             self._stop("adapter is not finite", self.state.global_step)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
