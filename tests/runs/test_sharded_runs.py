@@ -36,6 +36,16 @@ if "STOP_AT" in os.environ and os.environ["RANK"] == "1":
         if state.global_step == int(os.environ["STOP_AT"]):
             os.kill(os.getpid(), getattr(signal, os.environ["STOP_BY"]))
     StopOnInterrupt.on_step_begin = on_step_begin
+if "WAITS" in os.environ and os.environ["RANK"] == "0":
+    import ctypes
+    from bone_peft.runs.training.trainer import RunTrainer
+    backward = RunTrainer.training_step
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == int(os.environ["STOP_AT"]):
+            ctypes.CDLL(None).sleep(100)  # outside of Python, where no signal is heard
+            ctypes.CDLL(None).sleep(100)
+        return backward(self, *args, **kwargs)
+    RunTrainer.training_step = training_step
 from bone_peft.cli.main import main
 main()
 """
@@ -56,6 +66,7 @@ WAYS = {
         "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
     },
     "tp": {"ACCELERATE_USE_CPU": "1"},
+    "ddp": {"ACCELERATE_USE_CPU": "1"},
 }
 
 
@@ -125,6 +136,23 @@ def test_a_signal_to_one_stops_both_and_the_run_goes_on(plain_base, rows_file, t
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(out, of_one)
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["gone", "silent"])
+def test_without_one_process_the_other_ends_with_a_sentence(plain_base, rows_file, tmp_path, hangs, of_one):
+    out = tmp_path / "out"
+    arguments = command(plain_base, rows_file, out, "--dropout", "0")[3:]
+    # Two processes on a CPU hear at once that the other one is gone. GPUs wait.
+    died = sharded(tmp_path, arguments, "ddp", STOP_AT="5", STOP_BY="SIGKILL", **({"WAITS": "1"} if hangs else {}))
+    assert died.returncode != 0
+    said = " ".join(died.stderr.split())
+    assert "Another process of this run is gone after step 5" in said, died.stderr
+    assert "checkpoint-4 is whole, and --resume goes on from it." in said
+    assert "Traceback" not in died.stderr.partition("torch/distributed/elastic")[0]
+    if not hangs:
+        resumed = sharded(tmp_path, ["train", "--resume", "--out", str(out)], "ddp")
+        assert resumed.returncode == 0, resumed.stderr
+        assert_same_run(out, of_one)
 
 
 def test_the_first_fsdp_does_not_take_two_dtypes():

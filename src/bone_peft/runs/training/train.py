@@ -15,6 +15,7 @@ from bone_peft.io.whole import full_disk_is_explained
 from ..data import load_data, sources_in, without, written
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
+from .lost_process import ending, is_of_another
 from .publishing import Publish
 from .recipe import Recipe
 from .result import TrainResult
@@ -193,12 +194,14 @@ def _take_steps(
     publish.attach(trainer)
     started = time.perf_counter()
     try:
-        with stop.listening(), full_disk_is_explained(recipe.out):
+        with stop.listening(), ending(trainer.without_another), full_disk_is_explained(recipe.out):
             trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
     except (BoneError, MemoryError, OutOfMemoryError):
         raise
     except Exception as error:
-        # Of several processes, each is told only that another one has gone.
+        if trainer.args.world_size > 1 and is_of_another(error):
+            raise BoneError(trainer.without_another()) from error
+        # Another process has heard of it by now, and what it is told is that this one has gone.
         if trainer.args.world_size > 1 or trainer.state.global_step > (saved.step if saved else 0):
             raise
         raise cannot_train(error) from error  # some settings are only looked at when they are used

@@ -152,9 +152,20 @@ class RunTrainer(StepTrainer):
         return metrics
 
     def _stop(self, what: str, step: int) -> None:
+        raise not_finite(what, step, self.model, self.args.learning_rate, self._last_checkpoint())
+
+    def _last_checkpoint(self) -> str | None:
         folder = str(self.args.output_dir)
-        last = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        raise not_finite(what, step, self.model, self.args.learning_rate, last)
+        return get_last_checkpoint(folder) if os.path.isdir(folder) else None
+
+    def without_another(self) -> str:
+        """The sentence for a run in which another process does not answer any more."""
+        last = self._last_checkpoint()
+        left = f"{last} is whole, and --resume goes on from it" if last else "there is no checkpoint yet"
+        return (
+            f"Another process of this run is gone after step {self.state.global_step}, so this one ends too; what was "
+            f"wrong there stands above, or in the log of its machine. {left[0].upper()}{left[1:]}."
+        )
 
     # Checkpoints
 
