@@ -320,3 +320,23 @@ def loads(kind, folder):
 @llama_and_experts
 def test_loading(kind, tmp_path):
     in_two_processes(tmp_path, loads, [(kind, tmp_path)])
+
+
+def check_4bit(folder, variant):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    torch.manual_seed(0)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization).eval()
+    plain = randomize(get_peft_model(base, config_for(variant)))
+    model = sharded(plain)
+    ids = tokens(1)
+    torch.testing.assert_close(step(model, ids), step(plain, ids))
+    check_gradients(model, plain, {"rtol": 1e-4, "atol": 1e-6})
+
+
+@pytest.mark.parametrize("variant", ["bone", "bat"])
+def test_a_base_in_4_bits(tmp_path, variant):
+    pytest.importorskip("bitsandbytes")
+    llama(hidden_size=128, intermediate_size=192).save_pretrained(tmp_path)
+    in_two_processes(tmp_path, check_4bit, [(tmp_path, variant)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bone_peft.errors import BoneError
 
 from ..compat.quantization import QuantizationBackend
+from .sharded import whole
 
 
 def dequantized(backend: QuantizationBackend, base: nn.Module) -> Tensor:
@@ -27,6 +28,11 @@ def dequantized(backend: QuantizationBackend, base: nn.Module) -> Tensor:
     state = getattr(weight, "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
         return _dequantized_from_cpu_layout(weight.data, state)
+    if state is None and getattr(base, "quant_state", None) is not None:
+        # FSDP2 puts a plain parameter together, and bitsandbytes tells it what it is when the layer is called.
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(whole(weight.data), base.quant_state)
     return backend.get_base_weight(base)
 
 

@@ -68,6 +68,11 @@ class RunTrainer(StepTrainer):
 
     def _check_sharding(self) -> None:
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and getattr(self.plain_model.get_base_model(), "is_quantized", False):
+            raise BoneError(
+                "Accelerate does not shard a quantized base rightly by FSDP: take --strategy ddp, where each GPU holds "
+                "all of it, or zero3, or leave out quantize."
+            )
         kinds = {parameter.dtype for parameter in self.plain_model.parameters() if parameter.is_floating_point()}
         if getattr(plugin, "fsdp_version", 2) == 1 and len(kinds) > 1:
             raise BoneError(
