@@ -36,6 +36,8 @@ SHAPES: dict[str, tuple[type[PretrainedConfig], Any]] = {
     "llama3.2-3b": (LlamaConfig, _sizes(3072, 8192, 28, 24, 8, 128256, head_dim=128, tie_word_embeddings=True)),
     "smollm2": (LlamaConfig, _sizes(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)),
     "qwen3-30b-a3b": (Qwen3MoeConfig, _sizes(2048, 6144, 48, 32, 4, 151936, head_dim=128, **_mixture(128, 8, 768))),
+    "llama-48b": (LlamaConfig, _sizes(8192, 22016, 69, 64, 8, 32000)),
+    "llama-20b": (LlamaConfig, _sizes(6144, 16384, 51, 48, 8, 32000)),
     "tiny": (LlamaConfig, _sizes(64, 128, 2, 2, 2, 256)),
     "tiny-experts": (Qwen3MoeConfig, _sizes(64, 128, 2, 2, 2, 256, head_dim=32, **_mixture(4, 2, 32))),
 }
