@@ -31,7 +31,7 @@ from bone_peft.costs.bench.contestants import _METHODS, Setting
 from bone_peft.costs.bench.machine import describe
 from bone_peft.costs.bench.results import chart, save
 from bone_peft.costs.bench.shapes import config_of
-from bone_peft.costs.bench.training_step import base_layers
+from bone_peft.costs.bench.training_step import allow_recompiles, base_layers
 from bone_peft.method.tuner.saved import gathered
 from bone_peft.method.tuner.sharded import own, part
 
@@ -46,7 +46,9 @@ def main(
     steps: int = 10,
     ways: str = "one,ddp,fsdp2",
     contestants: str = "bone,bat-input,peft-lora-low",
+    rounds: int = 1,
     checkpointing: bool = False,
+    compiled: bool = False,
     again: bool = False,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
     chart_file: Annotated[Path | None, typer.Option("--chart")] = None,
@@ -62,18 +64,22 @@ def main(
         config.vocab_size, (dist.get_world_size(), batch, length), device=device, generator=_seed(device, 1)
     )
     found: dict[str, Any] = {}
-    for way in ways.split(","):
-        for name in contestants.split(","):
-            if way != "one" or dist.get_rank() == 0:
-                run = Run(config, way, name, rows, checkpointing)
-                found[f"{way} {name}"] = run.measured(steps)
-                if again and way == "fsdp2":
-                    found[f"{way} {name}"] |= run.loaded_again()
-                if dist.get_rank() == 0:
-                    print(f"{way} {name}", json.dumps(found[f"{way} {name}"]), flush=True)
-                del run
-                _tidy()
-            dist.barrier()
+    cells = [(way, name) for way in ways.split(",") for name in contestants.split(",")]
+    for way, name in cells * rounds:
+        if way != "one" or dist.get_rank() == 0:
+            run = Run(config, way, name, rows, checkpointing, compiled)
+            result = run.measured(steps)
+            if again and way == "fsdp2":
+                result |= run.loaded_again()
+            del run
+            _tidy()
+            before = found.get(f"{way} {name}", {"ms": []})
+            found[f"{way} {name}"] = result | {"ms": before["ms"] + result["ms"]}
+            if dist.get_rank() == 0:
+                print(way, name, json.dumps(result), flush=True)
+        dist.barrier()
+    for result in found.values():
+        _summarize(result, rows.numel())
     if dist.get_rank() == 0:
         _compare(found)
         record = {
@@ -84,6 +90,7 @@ def main(
             "batch": batch,
             "length": length,
             "checkpointing": checkpointing,
+            "compiled": compiled,
             "results": found,
         }
         print(json.dumps(record), flush=True)
@@ -98,10 +105,12 @@ def main(
 class Run:
     """One way with one contestant."""
 
-    def __init__(self, config: Any, way: str, name: str, rows: torch.Tensor, checkpointing: bool) -> None:
-        self.config, self.way, self.name, self.checkpointing = config, way, name, checkpointing
+    def __init__(
+        self, config: Any, way: str, name: str, rows: torch.Tensor, checkpointing: bool, compiled: bool
+    ) -> None:
+        self.config, self.way, self.name = config, way, name
+        self.checkpointing, self.compiled = checkpointing, compiled
         self.rows = list(rows) if way == "one" else [rows[dist.get_rank()]]
-        self.tokens = rows.numel()
         self.device = rows.device
         self.model = self._model()
 
@@ -112,6 +121,10 @@ class Run:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         config = _METHODS[self.name.removesuffix("-low")](Setting())
         model: Any = get_peft_model(base, config, autocast_adapter_dtype=not self.name.endswith("-low")).train()
+        if self.compiled:
+            allow_recompiles()
+            for layer in base_layers(model):
+                layer.compile(dynamic=False)
         if self.way == "fsdp2":
             for layer in base_layers(model):
                 fully_shard(layer)
@@ -141,11 +154,8 @@ class Run:
         if self.way != "one":
             dist.all_reduce(together)
             together /= dist.get_world_size()
-        middle = statistics.median(spans)
-        quarters = statistics.quantiles(spans, n=4) if len(spans) > 1 else [middle] * 3
         return {
-            "tokens_s": self.tokens / middle,
-            "spread": [self.tokens / quarters[2], self.tokens / quarters[0]],
+            "ms": [1e3 * span for span in spans],
             "peak_gib": torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else None,
             "parameters": sum(p.numel() for p in trained),
             "losses": together.tolist(),
@@ -193,6 +203,12 @@ def _fill_rotary(model: Any, config: Any, device: torch.device) -> None:
             fresh = type(module)(config).to(device)
             for name, buffer in fresh.named_buffers():
                 module.register_buffer(name, buffer, persistent=False)
+
+
+def _summarize(result: dict[str, Any], tokens: int) -> None:
+    spans = result.pop("ms")
+    low, middle, high = statistics.quantiles(spans, n=4, method="inclusive")
+    result |= {"tokens_s": 1e3 * tokens / middle, "spread": [1e3 * tokens / high, 1e3 * tokens / low]}
 
 
 def _compare(found: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.place import with_home
-from bone_peft.method.compat.zero3 import is_partitioned
+from bone_peft.method.compat.zero3 import builds_partitioned, is_partitioned
 from bone_peft.method.tuner.sharded import own
 
 from ..checkpoints.checkpoint import is_finite
@@ -68,7 +68,7 @@ def load_base(
     kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     if parts > 1:
         kwargs["distributed_config"] = _split_among(parts, quantize)
-    elif str(device) != "cpu":
+    elif str(device) != "cpu" and not builds_partitioned():
         kwargs["device_map"] = {"": device}
     if (quantization := _quantization(quantize, dtype)) is not None:
         kwargs["quantization_config"] = quantization

@@ -9,6 +9,11 @@ from typing import Any
 from transformers.integrations import deepspeed
 
 
+def builds_partitioned() -> bool:
+    """Whether models that Transformers builds or loads are partitioned, and placed, on their way."""
+    return deepspeed.is_deepspeed_zero3_enabled()
+
+
 def is_partitioned(parameter: Any) -> bool:
     """Whether this process has a part of ``parameter`` alone."""
     return hasattr(parameter, "ds_tensor")
