@@ -1,7 +1,9 @@
 """Bone behaves as PEFT's own methods do, from creation to unloading. Each test for all variants."""
 
 import copy
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -192,3 +194,35 @@ def test_lora_hotswap_still_works(tmp_path):
     model = get_peft_model(base, config)
     hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
     assert torch.equal(logits(model, ids), logits(other, ids))
+
+
+def _trained(model):
+    model.train()(tokens(), labels=tokens()).loss.backward()
+
+
+def _failed(model):
+    # Between its first layer and its last: what watches this run never hears of its end.
+    model.get_base_model().model.layers[1].mlp.down_proj.get_base_layer().register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.train()(tokens())
+
+
+def _merged_and_back(model):
+    model.merge_adapter()
+    model(tokens())
+    model.unmerge_adapter()
+
+
+def _answered(model):
+    model.eval().generate(input_ids=tokens(), max_new_tokens=2, pad_token_id=0)
+
+
+@pytest.mark.parametrize("use", [_trained, _failed, _merged_and_back, _answered])
+@pytest.mark.parametrize("variant", ["bone", "bat-input"])
+def test_a_model_that_is_let_go_takes_its_memory_along(use, variant):
+    model = get_peft_model(llama(), config_for(variant))
+    use(model)
+    layers = [weakref.ref(module) for module in model.modules() if isinstance(module, BoneLayer)]
+    del model
+    gc.collect()
+    assert layers and not [layer for layer in layers if layer() is not None]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ Layers = dict[str, BoneLayer]
 
 
 class _Watch(threading.local):
-    """Looks at one run of a model, in the thread that it is in.
+    """Looks at one run of a model, in the thread that it is in. Keeps no model alive, whatever becomes of the run.
 
     Args:
         variable: of this file, that holds it: models are copied and pickled with their hooks.
@@ -75,12 +76,12 @@ class _PassedBy(_Watch):
 
     def start(self, model: nn.Module, layers: Layers) -> None:
         _check_split(layers)
-        self.called: set[BoneLayer] = set()
-        self.read: set[BoneLayer] = set()
+        self.called: WeakSet[BoneLayer] = WeakSet()
+        self.read: WeakSet[BoneLayer] = WeakSet()
         self.on_call(layers, self.called.add)
         for layer in layers.values():
             layer.on_read = self.read.add
-            self.until_the_end(partial(setattr, layer, "on_read", None))
+            self.until_the_end(partial(_ask_no_more, ref(layer)))
 
     def judge(self, layers: Layers) -> None:
         if names := [name for name, layer in layers.items() if layer in self.read - self.called]:
@@ -102,8 +103,8 @@ class _WithoutGradient(_Watch):
 
     def start(self, model: nn.Module, layers: Layers) -> None:
         _check_gradients_add_up(layers)
-        self.with_grad: set[BoneLayer] = set()
-        self.without: set[BoneLayer] = set()
+        self.with_grad: WeakSet[BoneLayer] = WeakSet()
+        self.without: WeakSet[BoneLayer] = WeakSet()
         self.inputs_ask = False
         self.on_call(layers, self._note)
         if (embedding := _input_embedding(model)) is not None:
@@ -158,6 +159,12 @@ def _check_gradients_add_up(layers: Layers) -> None:
                 f"FSDP2 sharded this model before it got its adapter (see {name}), so nothing would add up the "
                 "adapter's gradients over processes: shard after get_peft_model()."
             )
+
+
+def _ask_no_more(reference: ref[BoneLayer]) -> None:
+    layer = reference()
+    if layer is not None:
+        layer.on_read = None
 
 
 def _is_trained(layer: Any) -> bool:
