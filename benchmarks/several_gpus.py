@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -84,7 +85,7 @@ def main(
         _compare(found)
         record = {
             "kind": "several GPUs",
-            "machine": describe(device.type),
+            "machine": describe(device.type) | {"command": _command()},
             "gpus": dist.get_world_size(),
             "model": {"shape": shape, "layers": config.num_hidden_layers},
             "batch": batch,
@@ -97,7 +98,7 @@ def main(
         if json_file:
             save(json_file, record)
         if chart_file:
-            rates = {name: run["tokens_s"] for name, run in found.items()}
+            rates = {" ".join(reversed(name.split())): run["tokens_s"] for name, run in found.items()}
             chart(chart_file, rates, f"{shape}, {batch} x {length} a GPU", "tokens a second of all GPUs", line=None)
     dist.destroy_process_group()
 
@@ -218,6 +219,11 @@ def _compare(found: dict[str, Any]) -> None:
         if one and way != "one":
             run["over_one"] = run["tokens_s"] / one["tokens_s"]
             run["losses_off"] = max(abs(a - b) / b for a, b in zip(run["losses"], one["losses"], strict=True))
+
+
+def _command() -> str:
+    arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["torchrun --nproc_per_node", str(dist.get_world_size()), "benchmarks/several_gpus.py", *arguments])
 
 
 def _wait(device: torch.device) -> None:
