@@ -59,7 +59,7 @@ def changed(base, tmp_path, **changes) -> str:
         ({"blocks.1.att.key.weight": None}, "no whole RWKV-7"),
         ({"blocks.1.att.odd": torch.ones(3)}, "unknown blocks.1.att.odd"),
         ({"blocks.1.att.w1": torch.ones(128, 7)}, "blocks.1.att.w1 in the shape"),
-        ({"blocks.0.att.r_k": None, "blocks.0.att.time_maa_x": torch.ones(128)}, "is x060.*merged and converted"),
+        ({"blocks.0.att.r_k": None, "blocks.0.att.time_faaaa": torch.ones(2, 64)}, "is x052.*merged and converted"),
         ({"blocks.0.att.r_k": None}, "no RWKV that we know"),
         ({"emb.weight": None}, "no whole RWKV-7"),
     ],

@@ -1,9 +1,9 @@
-"""RWKV-7 ``.pth`` files: into a model, and back."""
+"""RWKV-7's and RWKV-6's ``.pth`` files: into a model, and back."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _UNUSED = re.compile(r"blocks\.0\.att\.v[012]")
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", **kwargs: Any) -> Any:
-    """An x070 checkpoint as a Hugging Face model.
+    """An x070 or x060 checkpoint as a Hugging Face model.
 
     Args:
         path: the ``.pth`` file.
@@ -29,36 +29,35 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", **kwargs:
         kwargs: for ``from_pretrained``, such as ``quantization_config`` and ``device_map``.
 
     Returns:
-        :class:`~bone_peft.rwkv.causal_lm.RwkvForCausalLM`, in eval mode.
+        :class:`~bone_peft.rwkv.causal_lm.RwkvForCausalLM`, or
+        :class:`~bone_peft.rwkv.x060.Rwkv6ForCausalLM`, in eval mode.
 
     Raises:
-        BoneError: not a sound file, or no RWKV-7.
+        BoneError: not a sound file, or neither of the two.
     """
-    from rwkv7_hf.converter import infer_config
-
-    from .causal_lm import RwkvForCausalLM
-
     stored = read_torch(path).tensors
     version = version_of(stored)
-    if version != "x070":
+    if version not in _KINDS:
         raise BoneError(
-            f"{path} is {version}, and training takes RWKV-7 (x070); its adapters can be merged and converted."
+            f"{path} is {version}, and training takes RWKV-7 (x070) and RWKV-6 (x060); its adapters can be merged and "
+            "converted."
         )
+    name, kind = _KINDS[version]
     try:
-        config = infer_config(stored, dtype_name="auto", attn_mode="reference", fuse_norm=False)
-    except (KeyError, ValueError, IndexError) as error:
-        raise BoneError(f"{path} is no whole RWKV-7 checkpoint: {error.args[0]}.") from None
+        model_class, config = kind(stored)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise BoneError(f"{path} is no whole {name} checkpoint: {error.args[0]}.") from None
     if dtype == "auto":
         dtype = stored["emb.weight"].dtype or torch.float32
     state = {
-        hf_name(name): hf_layout(name, tensor.read()).contiguous()
-        for name, tensor in stored.items()
-        if not _UNUSED.fullmatch(name)
+        hf_name(key): hf_layout(key, tensor.read()).contiguous()
+        for key, tensor in stored.items()
+        if not _UNUSED.fullmatch(key)
     }
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in RwkvForCausalLM(config).state_dict().items()}
-    _check(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, expected)
-    model = RwkvForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **kwargs)
+        expected = {key: tuple(tensor.shape) for key, tensor in model_class(config).state_dict().items()}
+    _check(path, name, {key: tuple(tensor.shape) for key, tensor in state.items()}, expected)
+    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **kwargs)
     model.name_or_path = model.config._name_or_path = str(path)
     return model
 
@@ -90,13 +89,48 @@ def version_of(tensors: Mapping[str, Any]) -> str:
     return next((version for mark, version in marks.items() if mark in tensors), "no RWKV that we know")
 
 
-def _check(path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _x070(stored: Mapping[str, Any]) -> tuple[Any, Any]:
+    from rwkv7_hf.converter import infer_config
+
+    from .causal_lm import RwkvForCausalLM
+
+    return RwkvForCausalLM, infer_config(stored, dtype_name="auto", attn_mode="reference", fuse_norm=False)
+
+
+def _x060(stored: Mapping[str, Any]) -> tuple[Any, Any]:
+    from .x060 import MOVED, Rwkv6Config, Rwkv6ForCausalLM
+
+    blocks = {int(match[1]) for name in stored if (match := re.match(r"blocks\.(\d+)\.", name))}
+    vocab_size, width = stored["emb.weight"].shape
+    heads, head_dim = stored["blocks.0.att.time_faaaa"].shape
+    config = Rwkv6Config(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=max(blocks) + 1,
+        num_heads=heads,
+        head_dim=head_dim,
+        attention_hidden_size=stored["blocks.0.att.receptance.weight"].shape[0],
+        intermediate_size=stored["blocks.0.ffn.key.weight"].shape[0],
+        mix_low_rank_dim=stored["blocks.0.att.time_maa_w1"].shape[1] // len(MOVED),
+        decay_low_rank_dim=stored["blocks.0.att.time_decay_w1"].shape[1],
+    )
+    return Rwkv6ForCausalLM, config
+
+
+_KINDS: dict[str, tuple[str, Callable[[Mapping[str, Any]], tuple[Any, Any]]]] = {
+    "x070": ("RWKV-7", _x070),
+    "x060": ("RWKV-6", _x060),
+}
+"""What trains, by RWKV's word for it: its name, and what makes a class and a config of its tensors."""
+
+
+def _check(path: str | Path, kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name in sorted(set(found) ^ set(expected)):
         state = "lacks" if name in expected else "has an unknown"
-        raise BoneError(f"{path} is no whole RWKV-7 checkpoint: it {state} {pth_name(name)}.")
+        raise BoneError(f"{path} is no whole {kind} checkpoint: it {state} {pth_name(name)}.")
     for name, shape in expected.items():
         if found[name] != shape:
             raise BoneError(
-                f"{path} holds {pth_name(name)} in the shape {found[name]}, and RWKV-7 has it in {shape}: it is "
+                f"{path} holds {pth_name(name)} in the shape {found[name]}, and {kind} has it in {shape}: it is "
                 "damaged, or of another RWKV."
             )

@@ -16,8 +16,14 @@ _ATTENTION = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "outpu
 _LOW_RANK = {"0": "lora.2.bias", "1": "lora.0.weight", "2": "lora.2.weight"}
 _VECTORS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "k_k", "k_a", "r_k")
 
+_STACKED = ".att.time_maa_w2"
+"""RWKV-6's five low-rank factors. They are stacked in its files, and below one another in the model."""
+
 TARGETS = ("r_proj", "k_proj", "v_proj", "o_proj", "key", "value")
-"""The linear layers of a block: those that RWKV-PEFT adapts."""
+"""The linear layers of a block of RWKV-7: those that RWKV-PEFT adapts."""
+
+TARGETS_X060 = (*TARGETS, "gate", "receptance")
+"""Those of RWKV-6, likewise."""
 
 
 def _inverse(names: dict[str, str]) -> dict[str, str]:
@@ -55,7 +61,7 @@ def pth_name(name: str) -> str:
 def _hf_inner(part: str, name: str) -> str:
     if part not in ("att", "ffn"):
         return name
-    if name in _VECTORS:
+    if name in _VECTORS or name.startswith("time_"):
         return f"mix.{name}"
     low_rank = re.fullmatch(r"([wvag])([012])", name)
     if low_rank is not None:
@@ -78,6 +84,8 @@ def hf_layout(name: str, tensor: Tensor) -> Tensor:
     """A tensor of a ``.pth`` file as Hugging Face models hold it. ``name`` is the one in the file."""
     if _is_transposed(name):
         return tensor.t()
+    if name.endswith(_STACKED):
+        return tensor.flatten(0, 1)
     if _is_vector(name):
         return tensor.reshape(1, 1, -1) if re.search(r"\.att\.x_.$", name) else tensor.reshape(-1)
     return tensor
@@ -87,6 +95,8 @@ def pth_layout(name: str, tensor: Tensor) -> Tensor:
     """The way back; ``name`` is the one in the file."""
     if _is_transposed(name):
         return tensor.t()
+    if name.endswith(_STACKED):
+        return tensor.unflatten(0, (5, -1))
     return tensor.reshape(1, 1, -1) if _is_vector(name) else tensor
 
 

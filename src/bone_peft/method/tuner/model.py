@@ -204,7 +204,7 @@ class BoneModel(Tuner):
                 for name, why in left_out(model).items()
                 if config.target_modules == "all-linear"
                 or is_parameter(name, config.target_parameters or ())
-                or check_target_module_exists(config, name)
+                or (config.target_modules is not None and check_target_module_exists(config, name))
             }
             for name, why in self._passed_by.items():
                 if is_parameter(name, config.target_parameters or ()):

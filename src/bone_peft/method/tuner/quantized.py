@@ -28,11 +28,12 @@ def dequantized(backend: QuantizationBackend, base: nn.Module) -> Tensor:
     state = getattr(weight, "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
         return _dequantized_from_cpu_layout(weight.data, state)
-    if state is None and getattr(base, "quant_state", None) is not None:
+    of_layer: Any = getattr(base, "quant_state", None)
+    if state is None and of_layer is not None:
         # FSDP2 puts a plain parameter together, and bitsandbytes tells it what it is when the layer is called.
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(whole(weight.data), base.quant_state)
+        return dequantize_4bit(whole(weight.data), of_layer)
     return backend.get_base_weight(base)
 
 
