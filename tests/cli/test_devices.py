@@ -7,6 +7,7 @@ import torch
 
 from bone_peft import BoneError
 from bone_peft.cli import devices
+from bone_peft.runs.training import Recipe
 
 
 @pytest.fixture
@@ -40,12 +41,21 @@ def test_without_gpus_it_is_one(four_gpus, monkeypatch):
 @pytest.mark.parametrize(("nbytes", "way"), [(600, "ddp"), (800, "fsdp2")])
 def test_a_base_that_fills_a_gpu_is_shared(four_gpus, monkeypatch, nbytes, way):
     monkeypatch.setattr("bone_peft.files.checkpoints.open_checkpoint", lambda base: SimpleNamespace(nbytes=nbytes))
-    recipe = SimpleNamespace(base="folder", quantize=None)
+    recipe = Recipe(base="folder")
     assert devices.chosen("auto", recipe) == way
     assert devices.chosen("fsdp2", recipe) == "fsdp2"
     with pytest.raises(BoneError, match="choose one of auto, ddp, fsdp2"):
         devices.chosen("zero9", recipe)
+    # It says so itself, and a quantized one is small.
+    assert devices.chosen("auto", Recipe(base="folder", tensor_parallel=True)) == "tp"
+    assert devices.chosen("auto", Recipe(base="folder", quantize="4bit")) == "ddp"
+
+
+def test_deepspeed_has_to_be_there(four_gpus, monkeypatch):
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    with pytest.raises(BoneError, match="pip install deepspeed"):
+        devices.chosen("zero3", Recipe(base="folder"))
 
 
 def test_a_base_that_is_not_there_is_for_the_run_to_tell(four_gpus):
-    assert devices.chosen("auto", SimpleNamespace(base="nowhere", quantize=None)) == "ddp"
+    assert devices.chosen("auto", Recipe(base="nowhere")) == "ddp"

@@ -72,7 +72,7 @@ def chosen(strategy: str, recipe: Any) -> str:
 
     from bone_peft.files.checkpoints import open_checkpoint
 
-    if not torch.cuda.is_available() or recipe.quantize or recipe.base is None:
+    if not torch.cuda.is_available() or recipe.quantize != "none":
         return "ddp"
     try:
         size = open_checkpoint(recipe.base).nbytes

@@ -68,7 +68,7 @@ class RunTrainer(StepTrainer):
 
     def _check_sharding(self) -> None:
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and getattr(self.plain_model.get_base_model(), "is_quantized", False):
+        if plugin is not None and getattr(self.plain_model, "is_quantized", False):
             raise BoneError(
                 "Accelerate does not shard a quantized base rightly by FSDP: take --strategy ddp, where each GPU holds "
                 "all of it, or zero3, or leave out quantize."
