@@ -1,6 +1,7 @@
 """``bone train`` on two processes that share the model: what one process would have made of it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -110,7 +111,7 @@ def assert_same_run(out, other):
 NEEDS = {"zero3": "deepspeed", "tp": "transformers.distributed.tensor_parallel"}
 
 
-@pytest.mark.parametrize("way", ["fsdp2-shards", "zero3", "tp"])
+@pytest.mark.parametrize("way", ["fsdp2-shards", "tp"])
 def test_a_signal_to_one_stops_both_and_the_run_goes_on(plain_base, rows_file, tmp_path, of_one, way):
     if way in NEEDS:
         pytest.importorskip(NEEDS[way])
@@ -130,23 +131,50 @@ def test_a_signal_to_one_stops_both_and_the_run_goes_on(plain_base, rows_file, t
     assert (out / "report.html").is_file()
 
 
-@pytest.mark.parametrize("hangs", [False, True], ids=["gone", "silent"])
-def test_without_one_process_the_other_ends_with_a_sentence(plain_base, rows_file, tmp_path, hangs, of_one):
+@pytest.mark.parametrize(("way", "hangs"), [("zero3", False), ("fsdp2", True)], ids=["gone", "silent"])
+def test_without_one_process_the_other_ends_with_a_sentence(plain_base, rows_file, tmp_path, way, hangs, of_one):
+    if way in NEEDS:
+        pytest.importorskip(NEEDS[way])
     out = tmp_path / "out"
     arguments = command(plain_base, rows_file, out, "--dropout", "0")[3:]
     # Two processes on a CPU hear at once that the other one is gone. GPUs wait.
     waits = {"WAITS": "1"} if hangs else {}
-    died = sharded(tmp_path, arguments, "fsdp2", STOP_AT="5", STOP_BY="SIGKILL", **waits)
+    died = sharded(tmp_path, arguments, way, STOP_AT="5", STOP_BY="SIGKILL", **waits)
     assert died.returncode != 0
     said = " ".join(died.stderr.split())
     assert "Another process of this run is gone after step 5" in said, died.stderr
     assert "checkpoint-4 is whole, and --resume goes on from it." in said
     assert "Traceback" not in died.stderr.partition("torch/distributed/elastic")[0]
     if not hangs:
-        resumed = sharded(tmp_path, ["train", "--resume", "--out", str(out)], "fsdp2")
+        resumed = sharded(tmp_path, ["train", "--resume", "--out", str(out)], way)
         assert resumed.returncode == 0, resumed.stderr
         assert resumed.stdout.count("Adapter:") == 1
         assert_same_run(out, of_one)
+
+
+def test_two_processes_that_each_hold_the_base(plain_base, rows_file, tmp_path, of_one):
+    two = run(command(plain_base, rows_file, tmp_path / "two", "--dropout", "0", "--devices", "2"))
+    assert two.returncode == 0, two.stderr
+    assert "Starting a process for each of 2 devices (ddp)." in two.stdout
+    assert two.stdout.count("Adapter:") == 1
+    assert_same_run(tmp_path / "two", of_one)
+
+    # Taken up by one process, it takes both batches of a step.
+    alone = without_its_end(tmp_path / "two")
+    assert alone.returncode == 0, alone.stderr
+    assert f"Continuing from {tmp_path / 'two' / 'checkpoints' / f'checkpoint-{STEPS - 2}'}" in alone.stdout
+    assert_same_run(tmp_path / "two", of_one)
+    shutil.copytree(of_one, tmp_path / "one")
+    both = without_its_end(tmp_path / "one", "--devices", "2")
+    assert both.returncode != 0
+    assert "with 1 x 1 batches a step, which 2 processes cannot" in " ".join(both.stderr.split())
+
+
+def without_its_end(out, *more):
+    """The run in ``out``, taken up again before its last checkpoint."""
+    shutil.rmtree(out / "adapter")
+    shutil.rmtree(out / "checkpoints" / f"checkpoint-{STEPS}")
+    return run([sys.executable, "-m", "bone_peft", "train", "--resume", "--out", str(out), *more])
 
 
 def test_the_first_fsdp_does_not_take_two_dtypes():

@@ -10,7 +10,7 @@ import torch
 from bone_peft.errors import BoneError
 from bone_peft.runs.data import load_data
 from bone_peft.runs.training import Recipe, train
-from bone_peft.rwkv.binidx import read_binidx, words_of, write_binidx
+from bone_peft.rwkv.binidx_file import read_binidx, words_of, write_binidx
 from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabulary
 
 from .conftest import ROWS, run

@@ -180,7 +180,6 @@ def test_what_is_no_whole_rwkv6_is_refused_in_a_sentence(base6, tmp_path, change
 PARTS = ["mix", "attn_norm", "ffn_norm", "pre_norm", "g_norm", "model.norm", "embeddings", "lm_head"]
 BAT = {"r": 32, "init_weights": "bat", "share": "input"}
 CASES = {
-    "bone": {"r": 32},
     "bone, ragged": {"r": 48},
     "bat-input": BAT,
     "bat": {"r": 32, "init_weights": "bat"},
@@ -218,11 +217,10 @@ def test_merged_logits_in_the_rwkv_package_are_those_of_the_adapted_model(base6,
 @pytest.mark.parametrize(
     "options",
     [
-        {"adapter": {"r": 32}},
         {"adapter": BAT, "training": {"packing": True, "max_length": 64}},
         {"adapter": {"r": 32}, "dtype": "bfloat16", "quantize": "8bit"},
     ],
-    ids=["bone", "bat and packing", "8bit"],
+    ids=["bat and packing", "8bit"],
 )
 def test_from_the_first_step_to_the_merged_file(base6, tmp_path, options):
     if "quantize" in options:

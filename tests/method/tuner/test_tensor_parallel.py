@@ -91,11 +91,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("variant", ALL_VARIANTS)
-def test_losses_and_gradients_are_those_of_the_whole_model(folder, variant):
+def test_losses_and_gradients_are_those_of_the_whole_model(folder):
     # Blocks of 3 fit nowhere, those of 8 lie across the two parts of an MLP of 44.
-    sizes = [2, 3, 8] if variant in ("bone", "bottleneck") else [2]
-    in_two_processes(folder, check_trains, [(folder, variant, r) for r in sizes] + [(folder, variant, 2, True)])
+    cases = [(folder, variant, r) for variant in ("bone", "bottleneck") for r in (3, 8)]
+    cases += [(folder, variant, 2, checkpointing) for variant in ALL_VARIANTS for checkpointing in (False, True)]
+    in_two_processes(folder, check_trains, cases)
 
 
 def check_keeps_step(folder):
@@ -132,9 +132,8 @@ def check_bf16(folder, path):
         assert (parameter.grad - expected).norm() < 0.03 * expected.norm(), name
 
 
-@pytest.mark.parametrize("path", ["plain", "torch", None])
-def test_in_bfloat16_by_every_path(folder, path):
-    in_two_processes(folder, check_bf16, [(folder, path)])
+def test_in_bfloat16_by_every_path(folder):
+    in_two_processes(folder, check_bf16, [(folder, path) for path in ("plain", "torch", None)])
 
 
 def check_merges(folder, variant):
@@ -156,9 +155,8 @@ def check_merges(folder, variant):
         close(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor, merged[name])
 
 
-@pytest.mark.parametrize("variant", ALL_VARIANTS)
-def test_merges_and_unmerges(folder, variant):
-    in_two_processes(folder, check_merges, [(folder, variant)])
+def test_merges_and_unmerges(folder):
+    in_two_processes(folder, check_merges, [(folder, variant) for variant in ALL_VARIANTS])
 
 
 def check_starts_the_same(folder):

@@ -25,7 +25,7 @@ def to_binidx(
     """
     from rwkv7_hf import RWKV7Tokenizer
 
-    from bone_peft.rwkv.binidx import write_binidx
+    from bone_peft.rwkv.binidx_file import write_binidx
     from bone_peft.rwkv.tokenizer import vocabulary_of
 
     tokenizer = RWKV7Tokenizer(str(vocabulary_of(f"{out}.bin")))

@@ -14,7 +14,7 @@ def accepts(source: str) -> bool:
 def read(source: str) -> Any:
     from datasets import Dataset
 
-    from bone_peft.rwkv.binidx import END, read_binidx, words_of
+    from bone_peft.rwkv.binidx_file import END, read_binidx, words_of
     from bone_peft.rwkv.tokenizer import vocabulary_of
 
     prefix = _prefix(source)
