@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from transformers.integrations import deepspeed
-
 
 def builds_partitioned() -> bool:
     """Whether models that Transformers builds or loads are partitioned, and placed, on their way."""
+    from transformers.integrations import deepspeed
+
     return deepspeed.is_deepspeed_zero3_enabled()
 
 
@@ -48,6 +48,8 @@ def run_without_its_engine(model: Any) -> Iterator[None]:
 @contextmanager
 def not_partitioned() -> Iterator[None]:
     """Inside, Transformers builds models as if DeepSpeed were not there."""
+    from transformers.integrations import deepspeed
+
     before = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
     try:

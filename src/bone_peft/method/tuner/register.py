@@ -184,7 +184,8 @@ def _tell_who_writes(undo: ExitStack) -> None:
     @wraps(original)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature(original).bind(self, *args, **kwargs).arguments
-        if getattr(self, "_tp_size", None) and kwargs.get("state_dict") is None:
+        ours = all(isinstance(known, config.BoneConfig) for known in self.peft_config.values())
+        if ours and getattr(self, "_tp_size", None) and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = without_split_base(self)
         with writing() if given.get("is_main_process", True) else nullcontext():
             return original(self, *args, **kwargs)

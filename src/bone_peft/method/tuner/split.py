@@ -158,7 +158,7 @@ def split_of(model: nn.Module, key: str, layer: nn.Module) -> Split | None:
 
 def _style(model: nn.Module, key: str) -> str | None:
     """What the plan by which Transformers has split ``model`` says about ``key``."""
-    for name, module in model.named_modules():
+    for name, module in (("", model), *model.named_children()):
         config = getattr(getattr(module, "config", None), "distributed_config", None)
         if getattr(module, "_device_mesh", None) is None or (getattr(config, "tp_size", None) or 1) < 2:
             continue

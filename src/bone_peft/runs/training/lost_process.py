@@ -26,7 +26,7 @@ def is_of_another(error: BaseException) -> bool:
 
 @contextmanager
 def ending(sentence: Callable[[], str]) -> Iterator[None]:
-    """While several processes compute together, end this one if the launcher asks it to and the others do not answer.
+    """While several processes compute together, end this one if the launcher asks it to and another one is gone.
 
     What waits for another GPU hears no signal: a thread does, and ends the process with ``sentence()``.
     """
@@ -51,7 +51,15 @@ def ending(sentence: Callable[[], str]) -> Iterator[None]:
 
 def _listen(heard: int, over: threading.Event, sentence: Callable[[], str]) -> None:
     while select.select([heard], [], [])[0] and (numbers := os.read(heard, 1)):
-        if numbers[0] == signal.SIGTERM and not over.wait(_PATIENCE):
+        if numbers[0] == signal.SIGTERM and not over.wait(_PATIENCE) and _one_is_gone():
             sys.stderr.write(f"{sentence()}\n")
             sys.stderr.flush()
             os._exit(128 + signal.SIGTERM)
+
+
+def _one_is_gone() -> bool:
+    """Whether the launcher has fewer processes here than it started. A long step alone is no reason to end."""
+    import psutil
+
+    living = [p for p in psutil.Process(os.getppid()).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return len(living) < int(os.environ["LOCAL_WORLD_SIZE"])
