@@ -105,6 +105,11 @@ def test_damage_is_one_sentence(tmp_path, damage, sentence):
         load_data(str(tmp_path / "data"))
 
 
+def test_another_file_with_an_index_is_not_taken_for_it(rows, tmp_path):
+    (tmp_path / "rows.jsonl.idx").write_text("somebody's")
+    assert len(load_data(str(rows))) == 3
+
+
 def test_a_missing_half_is_named(tmp_path):
     write_binidx(tmp_path / "data", [[300]])
     (tmp_path / "data.bin").unlink()

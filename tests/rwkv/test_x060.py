@@ -174,6 +174,11 @@ def test_what_is_no_whole_rwkv6_is_refused_in_a_sentence(base6, tmp_path, change
         load_base(str(tmp_path / "changed.pth"))
 
 
+def test_tensor_parallel_is_refused(base6):
+    with pytest.raises(BoneError, match="Tensor parallel splits models in Transformers' own format"):
+        load_base(str(base6), parts=2)
+
+
 # Adapters
 
 

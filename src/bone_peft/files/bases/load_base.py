@@ -66,6 +66,8 @@ def load_base(
     loader = next(loader for loader in LOADERS if loader.accepts(base))
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    if parts > 1 and loader is not from_transformers:
+        raise BoneError(f"Tensor parallel splits models in Transformers' own format, and {base!r} is none: take ddp.")
     if parts > 1:
         kwargs["distributed_config"] = _split_among(parts, quantize)
     elif str(device) != "cpu" and not builds_partitioned():

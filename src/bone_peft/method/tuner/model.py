@@ -31,6 +31,7 @@ from .experts.unfolding import fold, is_unfolded, layers_of, unfold_all
 from .first_run import watch_first_run
 from .layer import BoneLayer, BoneLinear
 from .mixed_rows import BASE, check_rows
+from .offload import execution_device
 from .patterns import check_patterns, pattern_key
 from .saved import check_saved
 from .sharded import part
@@ -316,8 +317,10 @@ class BoneModel(Tuner):
         return next(iter(sizes.values()))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(new_module, BoneLayer):
-            setattr(parent, child_name, new_module)  # it has found its place; PEFT would put it beside the weight
+        if isinstance(new_module, BoneLayer) and execution_device(new_module.get_base_layer()) is not None:
+            setattr(parent, child_name, new_module)  # It has found its place; PEFT would put it beside the weight.
+        elif isinstance(new_module, BoneLayer):
+            super()._replace_module(parent, child_name, new_module, child)
         elif isinstance(new_module, attention.InProjection):
             attention.put_back(parent, new_module)
         elif isinstance(new_module, FusedLinear):

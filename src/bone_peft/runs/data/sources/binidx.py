@@ -7,7 +7,9 @@ from bone_peft.errors import BoneError, explains_missing_extras
 
 
 def accepts(source: str) -> bool:
-    return Path(f"{_prefix(source)}.idx").is_file()
+    # Other files may have an index of their own beside them.
+    own = source != _prefix(source) or not Path(source).is_file()
+    return own and Path(f"{_prefix(source)}.idx").is_file()
 
 
 @explains_missing_extras
