@@ -34,7 +34,7 @@ demo-rwkv: $(READY)
 	$(BIN)/python demos/rwkv/demo.py
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 $(FLOOR_READY): constraints-floor.txt pyproject.toml
 	$(PYTHON) -m venv $(FLOOR)

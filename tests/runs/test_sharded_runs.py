@@ -1,7 +1,6 @@
 """``bone train`` on two processes that share the model: what one process would have made of it."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from bone_peft import BoneError
 from bone_peft.runs.training.run_folder import RunFolder
+from bone_peft.runs.training.train import _keep_rows_a_step
 from bone_peft.runs.training.trainer import RunTrainer
 
 from .test_processes import STEPS, command, history, run
@@ -159,22 +159,20 @@ def test_two_processes_that_each_hold_the_base(plain_base, rows_file, tmp_path, 
     assert two.stdout.count("Adapter:") == 1
     assert_same_run(tmp_path / "two", of_one)
 
-    # Taken up by one process, it takes both batches of a step.
-    alone = without_its_end(tmp_path / "two")
-    assert alone.returncode == 0, alone.stderr
-    assert f"Continuing from {tmp_path / 'two' / 'checkpoints' / f'checkpoint-{STEPS - 2}'}" in alone.stdout
-    assert_same_run(tmp_path / "two", of_one)
-    shutil.copytree(of_one, tmp_path / "one")
-    both = without_its_end(tmp_path / "one", "--devices", "2")
-    assert both.returncode != 0
-    assert "with 1 x 1 batches a step, which 2 processes cannot" in " ".join(both.stderr.split())
+
+@pytest.mark.parametrize(
+    ("before", "batches", "now", "then"), [(2, 1, 1, 2), (2, 3, 6, 1), (4, 1, 2, 2), (1, 4, 2, 2), (2, 3, 2, 3)]
+)
+def test_a_run_that_goes_on_keeps_its_rows_a_step(before, batches, now, then):
+    arguments = SimpleNamespace(world_size=now, gradient_accumulation_steps=batches)
+    _keep_rows_a_step(arguments, SimpleNamespace(processes=before, folder="checkpoint-2"))
+    assert arguments.gradient_accumulation_steps == then
 
 
-def without_its_end(out, *more):
-    """The run in ``out``, taken up again before its last checkpoint."""
-    shutil.rmtree(out / "adapter")
-    shutil.rmtree(out / "checkpoints" / f"checkpoint-{STEPS}")
-    return run([sys.executable, "-m", "bone_peft", "train", "--resume", "--out", str(out), *more])
+def test_or_is_refused():
+    arguments = SimpleNamespace(world_size=2, gradient_accumulation_steps=1)
+    with pytest.raises(BoneError, match="with 1 x 1 batches a step, which 2 processes cannot share evenly"):
+        _keep_rows_a_step(arguments, SimpleNamespace(processes=1, folder="checkpoint-2"))
 
 
 def test_the_first_fsdp_does_not_take_two_dtypes():
