@@ -248,7 +248,7 @@ def check_other_plans():
     model = parallelize_module(
         llama(), init_device_mesh("cpu", (2,)), {"model.layers.*.mlp.up_proj": ColwiseParallel()}
     )
-    with pytest.raises(BoneError, match=r"up_proj is split over processes .*no plan of Transformers"):
+    with pytest.raises(BoneError, match=r"up_proj is split over processes .*no plan of Transformers 5\.17"):
         get_peft_model(model, config_for("bone"))
 
 
@@ -288,3 +288,12 @@ def check_sharded_first():
 
 def test_an_adapter_that_fsdp2_does_not_know_of_is_not_trained(tmp_path):
     in_two_processes(tmp_path, check_sharded_first)
+
+
+def test_an_older_transformers_does_not_tell_and_is_refused(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr("bone_peft.method.compat.tensor_parallel.find_spec", lambda name: None)
+    model = llama()
+    model._tp_size = 2  # 5.0 to 5.15 leave plain weights that are parts, with nothing that says so
+    with pytest.raises(BoneError, match=r"need Transformers 5\.17 or newer"):
+        get_peft_model(model, config_for("bone"))

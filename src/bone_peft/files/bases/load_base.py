@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.place import with_home
+from bone_peft.method.compat.tensor_parallel import check_known
 from bone_peft.method.compat.zero3 import builds_partitioned, is_partitioned
 from bone_peft.method.tuner.sharded import own
 
@@ -120,11 +121,9 @@ def _check_runs(model: Any, base: str) -> None:
 def _split_among(parts: int, quantize: str) -> Any:
     if quantize != "none":
         raise BoneError(f"A base in {quantize} cannot be split by tensor parallel: leave one of them out.")
-    try:
-        from transformers.distributed import DistributedConfig
-        from transformers.distributed.tensor_parallel import apply_tensor_parallelism  # noqa: F401 - new in 5.17
-    except ImportError as error:
-        raise BoneError("Tensor parallel needs Transformers 5.17 or newer.") from error
+    check_known()
+    from transformers.distributed import DistributedConfig
+
     return DistributedConfig(tp_size=parts)
 
 

@@ -17,6 +17,7 @@ from bone_peft.errors import BoneError
 from ..compat.adapter_keys import add_keys
 from ..compat.own_bone import take_place
 from ..compat.state_dicts import ask_the_method
+from ..compat.tensor_parallel import parts_of
 from ..compat.undoing import set_attribute, set_entry
 from . import config, layer, model
 from .hotswap import swap_adapter
@@ -178,14 +179,14 @@ def _explain_bone_in_model_cards(undo: ExitStack) -> None:
 
 
 def _tell_who_writes(undo: ExitStack) -> None:
-    """``save_pretrained`` runs in every process, and one of them writes."""
+    """``save_pretrained`` runs in every process, and one writes; of a base that is split it asks for nothing."""
     original = peft.PeftModel.save_pretrained
 
     @wraps(original)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature(original).bind(self, *args, **kwargs).arguments
         ours = all(isinstance(known, config.BoneConfig) for known in self.peft_config.values())
-        if ours and getattr(self, "_tp_size", None) and kwargs.get("state_dict") is None:
+        if ours and parts_of(self) > 1 and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = without_split_base(self)
         with writing() if given.get("is_main_process", True) else nullcontext():
             return original(self, *args, **kwargs)

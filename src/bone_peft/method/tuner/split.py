@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from bone_peft.errors import BoneError
 
+from ..compat.tensor_parallel import check_known, parts_of
 from ..ops import ranks
 from ..variants import Params, Variant
 from .sharded import is_managed, is_sharded
@@ -135,8 +136,8 @@ def split_of(model: nn.Module, key: str, layer: nn.Module) -> Split | None:
         return None
     if style is None:
         raise BoneError(
-            f"{key} is split over processes (its weight is a DTensor), and no plan of Transformers says how its input "
-            "and output go with that: load the model with tp_plan, or name the layer in exclude_modules."
+            f"{key} is split over processes (its weight is a DTensor), and no plan of Transformers 5.17 or newer says "
+            "how its input and output go with that: load the model with tp_plan, or name the layer in exclude_modules."
         )
     side, weight = _STYLES.get(style), getattr(layer, "weight", None)
     if side is None or type(layer) is not nn.Linear or not is_sharded(weight):
@@ -159,11 +160,9 @@ def split_of(model: nn.Module, key: str, layer: nn.Module) -> Split | None:
 def _style(model: nn.Module, key: str) -> str | None:
     """What the plan by which Transformers has split ``model`` says about ``key``."""
     for name, module in (("", model), *model.named_children()):
-        config = getattr(getattr(module, "config", None), "distributed_config", None)
-        if getattr(module, "_device_mesh", None) is None or (getattr(config, "tp_size", None) or 1) < 2:
-            continue
         prefix = f"{name}." if name else ""
-        if key.startswith(prefix):
+        if parts_of(module) > 1 and key.startswith(prefix):
+            check_known()
             return _planned(getattr(module, "tp_plan", None) or {}, key.removeprefix(prefix))
     return None
 
