@@ -22,13 +22,13 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import typer
-from peft import get_peft_model, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-from bone_peft.costs.bench.contestants import _METHODS, Setting
+from bone_peft.costs.bench.contestants import Setting, adapted
 from bone_peft.costs.bench.machine import describe
 from bone_peft.costs.bench.results import chart, save
 from bone_peft.costs.bench.shapes import config_of
@@ -120,8 +120,7 @@ class Run:
             base = AutoModelForCausalLM.from_config(self.config, dtype=torch.bfloat16).requires_grad_(False)
         if self.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-        config = _METHODS[self.name.removesuffix("-low")](Setting())
-        model: Any = get_peft_model(base, config, autocast_adapter_dtype=not self.name.endswith("-low")).train()
+        model: Any = adapted(self.name, base, Setting()).train()
         if self.compiled:
             allow_recompiles()
             for layer in base_layers(model):

@@ -1,6 +1,7 @@
 """The one exception that is meant for people to read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -45,3 +46,12 @@ def explains_missing_extras(function: _Function) -> _Function:
             ) from error
 
     return explaining  # type: ignore[return-value]
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Say in an error which layer it is about."""
+    try:
+        yield
+    except BoneError as error:
+        raise BoneError(f"{place}: {str(error).rstrip('.')}.") from None

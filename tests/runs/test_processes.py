@@ -30,8 +30,9 @@ def run(arguments, **kwargs):
     )
 
 
-def history(out):
-    return [(entry["step"], entry["loss"]) for entry in json.loads((Path(out) / "result.json").read_text())["history"]]
+def history(out, kind="loss"):
+    entries = json.loads((Path(out) / "result.json").read_text())["history"]
+    return [(entry["step"], entry[kind]) for entry in entries if kind in entry]
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +97,13 @@ main()
 """
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(plain_base, rows_file, tmp_path, uninterrupted):
+@pytest.mark.parametrize("limit", [1000, 30_000])
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
+    plain_base, rows_file, tmp_path, limit, uninterrupted
+):
     out = tmp_path / "run"
     arguments = command(plain_base, rows_file, out)[3:]
-    full = run([sys.executable, "-c", FULL.format(step=5, limit=30_000), *arguments])
+    full = run([sys.executable, "-c", FULL.format(step=5, limit=limit), *arguments])
     assert full.returncode == 2, full.stderr
     assert "No space left" in full.stderr
     assert "Traceback" not in full.stderr

@@ -1,6 +1,7 @@
 """``bone train`` on two processes that share the model: what one process would have made of it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from bone_peft.runs.training.train import _keep_rows_a_step
 from bone_peft.runs.training.trainer import RunTrainer
 
 from .test_processes import STEPS, command, history, run
+from .tiny import sums, write_rows
 
 # Accelerate shards on GPUs; all else of it runs on CPUs as well.
 LAUNCHED = """
@@ -91,10 +93,18 @@ def sharded(folder, arguments, way, **environment):
     )
 
 
+@pytest.fixture(scope="session")
+def ours(plain_base, rows_file, tmp_path_factory):
+    """The command for a run without dropout, scored twice on held-out rows."""
+    held_out = str(write_rows(tmp_path_factory.mktemp("rows") / "held-out.jsonl", sums(8, start=24)))
+    scored = ["--eval-data", held_out, "--set", "training.eval_strategy=steps", "--set", "training.eval_steps=4"]
+    return lambda out, *more: command(plain_base, rows_file, out, "--dropout", "0", *scored, *more)
+
+
 @pytest.fixture(scope="module")
-def of_one(plain_base, rows_file, tmp_path_factory):
+def of_one(ours, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "one"
-    done = run(command(plain_base, rows_file, out, "--batch-size", "4", "--dropout", "0"))
+    done = run(ours(out, "--batch-size", "4"))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -102,6 +112,9 @@ def of_one(plain_base, rows_file, tmp_path_factory):
 def assert_same_run(out, other):
     (steps, losses), (_, expected) = zip(*history(out), strict=True), zip(*history(other), strict=True)
     assert len(steps) == STEPS and list(losses) == pytest.approx(list(expected), rel=1e-4)
+    # The Trainer's loss of held-out rows is a mean over batches, which are others here.
+    (steps, losses), (_, expected) = (zip(*history(folder, "eval_loss"), strict=True) for folder in (out, other))
+    assert steps == (4, 8) and list(losses) == pytest.approx(list(expected), rel=2e-3)
     found, wanted = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (out, other))
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -112,13 +125,13 @@ NEEDS = {"zero3": "deepspeed", "tp": "transformers.distributed.tensor_parallel"}
 
 
 @pytest.mark.parametrize("way", ["fsdp2-shards", "tp"])
-def test_a_signal_to_one_stops_both_and_the_run_goes_on(plain_base, rows_file, tmp_path, of_one, way):
+def test_a_signal_to_one_stops_both_and_the_run_goes_on(ours, tmp_path, of_one, way):
     if way in NEEDS:
         pytest.importorskip(NEEDS[way])
     # Under tensor parallel all processes have the same rows.
     more = ["--strategy", "tp", "--batch-size", "4"] if way == "tp" else []
     out = tmp_path / "out"
-    arguments = command(plain_base, rows_file, out, "--dropout", "0", *more)[3:]
+    arguments = ours(out, *more)[3:]
     stopped = sharded(tmp_path, arguments, way, STOP_AT="4", STOP_BY="SIGTERM")
     assert stopped.returncode != 0
     assert f"Stopped at step 5 of {STEPS}" in stopped.stderr, stopped.stderr
@@ -132,11 +145,11 @@ def test_a_signal_to_one_stops_both_and_the_run_goes_on(plain_base, rows_file, t
 
 
 @pytest.mark.parametrize(("way", "hangs"), [("zero3", False), ("fsdp2", True)], ids=["gone", "silent"])
-def test_without_one_process_the_other_ends_with_a_sentence(plain_base, rows_file, tmp_path, way, hangs, of_one):
+def test_without_one_process_the_other_ends_with_a_sentence(ours, tmp_path, way, hangs, of_one):
     if way in NEEDS:
         pytest.importorskip(NEEDS[way])
     out = tmp_path / "out"
-    arguments = command(plain_base, rows_file, out, "--dropout", "0")[3:]
+    arguments = ours(out)[3:]
     # Two processes on a CPU hear at once that the other one is gone. GPUs wait.
     waits = {"WAITS": "1"} if hangs else {}
     died = sharded(tmp_path, arguments, way, STOP_AT="5", STOP_BY="SIGKILL", **waits)
@@ -152,11 +165,19 @@ def test_without_one_process_the_other_ends_with_a_sentence(plain_base, rows_fil
         assert_same_run(out, of_one)
 
 
-def test_two_processes_that_each_hold_the_base(plain_base, rows_file, tmp_path, of_one):
-    two = run(command(plain_base, rows_file, tmp_path / "two", "--dropout", "0", "--devices", "2"))
+def test_two_processes_that_each_hold_the_base(ours, tmp_path, of_one):
+    two = run(ours(tmp_path / "two", "--devices", "2"))
     assert two.returncode == 0, two.stderr
     assert "Starting a process for each of 2 devices (ddp)." in two.stdout
     assert two.stdout.count("Adapter:") == 1
+    assert_same_run(tmp_path / "two", of_one)
+
+    # Taken up by one process before its last checkpoint, it takes both batches of a step.
+    shutil.rmtree(tmp_path / "two" / "adapter")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / f"checkpoint-{STEPS}")
+    alone = run([sys.executable, "-m", "bone_peft", "train", "--resume", "--out", str(tmp_path / "two")])
+    assert alone.returncode == 0, alone.stderr
+    assert f"Continuing from {tmp_path / 'two' / 'checkpoints' / f'checkpoint-{STEPS - 2}'}" in alone.stdout
     assert_same_run(tmp_path / "two", of_one)
 
 
@@ -173,6 +194,17 @@ def test_or_is_refused():
     arguments = SimpleNamespace(world_size=2, gradient_accumulation_steps=1)
     with pytest.raises(BoneError, match="with 1 x 1 batches a step, which 2 processes cannot share evenly"):
         _keep_rows_a_step(arguments, SimpleNamespace(processes=1, folder="checkpoint-2"))
+
+
+def test_a_quantized_base_is_not_sharded_by_fsdp():
+    plugin = SimpleNamespace(fsdp_version=2)
+    model = torch.nn.Linear(2, 2)
+    model.is_quantized = True
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), plain_model=model)
+    with pytest.raises(BoneError, match="take --strategy ddp"):
+        RunTrainer._check_sharding(trainer)
+    trainer.accelerator.state.fsdp_plugin = None
+    RunTrainer._check_sharding(trainer)
 
 
 def test_the_first_fsdp_does_not_take_two_dtypes():

@@ -45,3 +45,38 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(1, ROWS, (3, 37))
+
+
+def gradients(model, ids) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(model(ids, labels=ids).loss, [*model.parameters()]))
+
+
+def assert_checkpointing_changes_nothing(model, ids) -> None:
+    expected = gradients(model, ids)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        found = gradients(model, ids)
+    finally:
+        model.gradient_checkpointing_disable()
+        model.eval()
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def assert_same_with_gradients(one, other, values, mask) -> None:
+    """Two forms of a recurrence: outputs, last states, and the gradients of all inputs, in float64."""
+    expected, found = one(*values, mask), other(*values, mask)
+    directions = [torch.randn_like(x) for x in expected]
+    wanted = torch.autograd.grad(expected, values, directions)
+    got = torch.autograd.grad(found, values, directions)
+    for a, b in zip((*expected, *wanted), (*found, *got), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def move(model) -> None:
+    """Give an adapter, and all that is trained beside it, other values."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.03)

@@ -7,7 +7,7 @@ from rwkv7_hf import RWKV7ForCausalLM
 from bone_peft.files.bases import load_base
 from bone_peft.rwkv.causal_lm import RwkvForCausalLM
 
-from .conftest import small_model
+from .conftest import assert_checkpointing_changes_nothing, small_model
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +69,7 @@ def test_loss_counts_as_the_trainer_asks(model, ids):
 
 
 def test_gradient_checkpointing_changes_nothing(model, ids):
-    def gradients() -> list[torch.Tensor]:
-        return torch.autograd.grad(model(ids, labels=ids).loss, [*model.parameters()])
-
-    expected = gradients()
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        found = gradients()
-    finally:
-        model.gradient_checkpointing_disable()
-        model.eval()
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(a, b)
+    assert_checkpointing_changes_nothing(model, ids)
 
 
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])

@@ -12,6 +12,8 @@ from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.files.merging import merge
 from bone_peft.rwkv.pth_model import load_model
 
+from .conftest import move
+
 TIME = ["mix", "w_lora", "a_lora", "v_lora", "g_lora"]
 NORMS = ["attn_norm", "ffn_norm", "pre_norm", "g_norm", "model.norm"]
 CASES = {
@@ -36,10 +38,7 @@ def adapted(base, options, folder):
     """A model whose adapter, and all that is trained beside it, has been moved; saved in ``folder``."""
     model, _ = load_base(str(base), dtype="float32")
     model = get_peft_model(model, BoneConfig(task_type="CAUSAL_LM", **options)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.03)
+    move(model)
     model.save_pretrained(str(folder))
     return model
 

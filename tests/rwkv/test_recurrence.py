@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from bone_peft.rwkv.recurrence import recurrence, token_shift
 
+from .conftest import assert_same_with_gradients
+
 HEADS, WIDTH = 2, 8
 
 
@@ -40,12 +42,7 @@ def by_token(r, w, k, v, a, b, state, mask=None):
 def test_output_state_and_gradients(time, masked):
     values = inputs(2, time)
     mask = torch.rand(2, time) > 0.3 if masked else None
-    expected, found = by_token(*values, mask), recurrence(*values, mask)
-    directions = [torch.randn_like(x) for x in expected]
-    wanted = torch.autograd.grad(expected, values, directions)
-    got = torch.autograd.grad(found, values, directions)
-    for a, b in zip((*expected, *wanted), (*found, *got), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert_same_with_gradients(by_token, recurrence, values, mask)
 
 
 @pytest.mark.parametrize("hard", [False, True])

@@ -20,7 +20,7 @@ from bone_peft.rwkv.pth_model import load_model, save_model
 from bone_peft.rwkv.recurrence_x060 import recurrence
 from bone_peft.rwkv.tokenizer import VOCABULARY
 
-from .conftest import ROWS, run
+from .conftest import ROWS, assert_checkpointing_changes_nothing, assert_same_with_gradients, move, run
 
 HEADS, WIDTH = 2, 8
 
@@ -57,12 +57,7 @@ def by_token(r, w, k, v, u, state, mask=None):
 def test_output_state_and_gradients(time, masked, hard):
     values = inputs(2, time, hard=hard)
     mask = torch.rand(2, time) > 0.3 if masked else None
-    expected, found = by_token(*values, mask), recurrence(*values, mask)
-    directions = [torch.randn_like(x) for x in expected]
-    wanted = torch.autograd.grad(expected, values, directions)
-    got = torch.autograd.grad(found, values, directions)
-    for a, b in zip((*expected, *wanted), (*found, *got), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert_same_with_gradients(by_token, recurrence, values, mask)
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -143,19 +138,7 @@ def test_padding_cache_and_packing(model, ids):
 
 
 def test_gradient_checkpointing_changes_nothing(model, ids):
-    def gradients():
-        return torch.autograd.grad(model(ids, labels=ids).loss, [*model.parameters()])
-
-    expected = gradients()
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        found = gradients()
-    finally:
-        model.gradient_checkpointing_disable()
-        model.eval()
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(a, b)
+    assert_checkpointing_changes_nothing(model, ids)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +185,7 @@ def test_merged_logits_in_the_rwkv_package_are_those_of_the_adapted_model(base6,
     assert close(client.forward(row[0].tolist(), None, full_output=True)[0], before)
 
     model = get_peft_model(plain, BoneConfig(task_type="CAUSAL_LM", **CASES[case])).eval()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(torch.randn_like(parameter), alpha=0.03)
+    move(model)
     model.save_pretrained(str(tmp_path / "adapter"))
     adapter, _ = read_adapter(tmp_path / "adapter")
     assert len(adapter.layers) == 2 * 8, "the eight matrices of each block are the targets"

@@ -32,12 +32,18 @@ def fresh_model(hidden_size: int = 768, layers: int = 12, vocab_size: int = 6553
             **config,
         )
     )
-    nn.init.uniform_(model.model.embeddings.weight, -1e-4, 1e-4)
-    nn.init.orthogonal_(model.lm_head.weight, gain=0.5 * max(vocab_size / hidden_size, 1) ** 0.5)
+    initialize_ends(model)
     for index, block in enumerate(model.model.layers):
         _time_mix(block.attn, index, layers)
         _channel_mix(block.ffn, index, layers)
     return model.eval()
+
+
+def initialize_ends(model: Any) -> None:
+    """Embedding and head, which are as in every RWKV."""
+    nn.init.uniform_(model.model.embeddings.weight, -1e-4, 1e-4)
+    vocab_size, hidden_size = model.lm_head.weight.shape
+    nn.init.orthogonal_(model.lm_head.weight, gain=0.5 * max(vocab_size / hidden_size, 1) ** 0.5)
 
 
 def _time_mix(attn: Any, index: int, layers: int) -> None:

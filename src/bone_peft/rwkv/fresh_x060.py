@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fresh import initialize_ends
+
 
 @torch.no_grad()
 def fresh_model(hidden_size: int = 2048, layers: int = 24, vocab_size: int = 65536, **config: Any) -> Any:
@@ -31,8 +33,7 @@ def fresh_model(hidden_size: int = 2048, layers: int = 24, vocab_size: int = 655
             **inner,
         )
     )
-    nn.init.uniform_(model.model.embeddings.weight, -1e-4, 1e-4)
-    nn.init.orthogonal_(model.lm_head.weight, gain=0.5 * max(vocab_size / hidden_size, 1) ** 0.5)
+    initialize_ends(model)
     for index, block in enumerate(model.model.layers):
         depth, left = index / max(layers - 1, 1), 1 - index / layers
         _time_mix(block.attn, depth, left)

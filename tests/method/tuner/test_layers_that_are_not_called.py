@@ -234,7 +234,7 @@ def test_the_first_run_finds_what_nothing_told(train):
         model(torch.randn(2, 32))
     model = get_peft_model(Hidden(), config("bone", "all-linear", exclude_modules=["second"]))
     model(torch.randn(2, 32))
-    assert not any("_FIRST_RUN" in str(key) for module in model.modules() for key in module._forward_hooks)
+    assert not any("_PASSED_BY" in str(key) for module in model.modules() for key in module._forward_hooks)
 
 
 class Reversible(torch.autograd.Function):

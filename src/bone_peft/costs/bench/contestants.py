@@ -59,10 +59,15 @@ def contestant(name: str, base: nn.Module, setting: Setting) -> nn.Module:
     model = copy.deepcopy(base, shared)
     if name == FLOOR:
         return model
+    return adapted(name, model, setting)
+
+
+def adapted(name: str, base: nn.Module, setting: Setting) -> nn.Module:
+    """``base`` itself with the adapters of a contestant."""
     config = _METHODS[name.removesuffix(_LOW)](setting)
     if isinstance(config, LoraConfig) and not config.use_dora:
         config.target_parameters = _experts_of(base)  # Ours and no other method of PEFT's find them by themselves
-    return get_peft_model(model, config, autocast_adapter_dtype=not name.endswith(_LOW))
+    return get_peft_model(base, config, autocast_adapter_dtype=not name.endswith(_LOW))
 
 
 def _experts_of(base: nn.Module) -> list[str] | None:

@@ -68,14 +68,45 @@ class _Watch(threading.local):
         raise NotImplementedError
 
     def judge(self, layers: Layers) -> None:
-        raise NotImplementedError
+        """After it."""
+
+
+class _Split(_Watch):
+    """Was a layer split over processes after it got its adapter?"""
+
+    def start(self, model: nn.Module, layers: Layers) -> None:
+        for name, layer in layers.items():
+            base = layer.get_base_layer()
+            if layer.split is None and is_sharded(getattr(base, "weight", None)) and not is_managed(base):
+                raise BoneError(
+                    f"{name} was split over processes after it got its adapter, which knows nothing of that: load the "
+                    "model with tp_plan first, and then the adapter."
+                )
+
+
+class _Apart(_Watch):
+    """Does each process train an adapter of its own, beside a base that FSDP2 has them share?"""
+
+    def concerns(self, model: nn.Module) -> bool:
+        return _trains(model)
+
+    def start(self, model: nn.Module, layers: Layers) -> None:
+        for name, layer in layers.items():
+            if not is_managed(layer.get_base_layer()) or is_managed_itself(layer):
+                continue
+            # The Trainer of Transformers has a hook that averages them.
+            tensors = [tensor for adapter in layer.bone_variant for tensor in layer._parameters_of(adapter).values()]
+            if any(tensor.requires_grad and not tensor._post_accumulate_grad_hooks for tensor in tensors):
+                raise BoneError(
+                    f"FSDP2 sharded this model before it got its adapter (see {name}), so nothing would add up the "
+                    "adapter's gradients over processes: shard after get_peft_model()."
+                )
 
 
 class _PassedBy(_Watch):
     """Is a layer's weight read, and the layer never called?"""
 
     def start(self, model: nn.Module, layers: Layers) -> None:
-        _check_split(layers)
         self.called: WeakSet[BoneLayer] = WeakSet()
         self.read: WeakSet[BoneLayer] = WeakSet()
         self.on_call(layers, self.called.add)
@@ -99,10 +130,9 @@ class _WithoutGradient(_Watch):
     """
 
     def concerns(self, model: nn.Module) -> bool:
-        return model.training and torch.is_grad_enabled()
+        return _trains(model)
 
     def start(self, model: nn.Module, layers: Layers) -> None:
-        _check_gradients_add_up(layers)
         self.with_grad: WeakSet[BoneLayer] = WeakSet()
         self.without: WeakSet[BoneLayer] = WeakSet()
         self.inputs_ask = False
@@ -127,38 +157,19 @@ class _WithoutGradient(_Watch):
             )
 
 
-_FIRST_RUN = _PassedBy("_FIRST_RUN")
-_FIRST_TRAINING = _WithoutGradient("_FIRST_TRAINING")
+_SPLIT, _APART = _Split("_SPLIT"), _Apart("_APART")
+_PASSED_BY, _WITHOUT_GRADIENT = _PassedBy("_PASSED_BY"), _WithoutGradient("_WITHOUT_GRADIENT")
 
 
 def watch_first_run(model: nn.Module) -> None:
     """Have the next run of ``model`` looked at, and the next one in training."""
-    for watch in (_FIRST_RUN, _FIRST_TRAINING):
+    for watch in (_SPLIT, _APART, _PASSED_BY, _WITHOUT_GRADIENT):
         model._forward_pre_hooks[watch.key] = watch.begin
         model._forward_hooks[watch.key] = watch.end
 
 
-def _check_split(layers: Layers) -> None:
-    for name, layer in layers.items():
-        base = layer.get_base_layer()
-        if layer.split is None and is_sharded(getattr(base, "weight", None)) and not is_managed(base):
-            raise BoneError(
-                f"{name} was split over processes after it got its adapter, which knows nothing of that: load the "
-                "model with tp_plan first, and then the adapter."
-            )
-
-
-def _check_gradients_add_up(layers: Layers) -> None:
-    for name, layer in layers.items():
-        if not is_managed(layer.get_base_layer()) or is_managed_itself(layer):
-            continue
-        # The Trainer of Transformers has a hook that averages them.
-        tensors = [tensor for adapter in layer.bone_variant for tensor in layer._parameters_of(adapter).values()]
-        if any(tensor.requires_grad and not tensor._post_accumulate_grad_hooks for tensor in tensors):
-            raise BoneError(
-                f"FSDP2 sharded this model before it got its adapter (see {name}), so nothing would add up the "
-                "adapter's gradients over processes: shard after get_peft_model()."
-            )
+def _trains(model: nn.Module) -> bool:
+    return model.training and torch.is_grad_enabled()
 
 
 def _ask_no_more(reference: ref[BoneLayer]) -> None:

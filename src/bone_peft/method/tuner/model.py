@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from bone_peft.errors import BoneError
+from bone_peft.errors import BoneError, naming
 
 from ..compat.own_bone import converted
 from ..compat.quantization import get_quantization_kwargs
@@ -22,10 +22,10 @@ from ..compat.state_dicts import trained_biases
 from ..compat.tuner_base import Tuner
 from . import attention
 from .config import BoneConfig
-from .experts import separate
 from .experts.experts_layer import BoneExperts
 from .experts.fused import FusedLinear, check_held
 from .experts.left_out import left_out
+from .experts.loading import fit, joined
 from .experts.named import is_parameter, named_by_part
 from .experts.unfolding import fold, is_unfolded, layers_of, unfold_all
 from .first_run import watch_first_run
@@ -127,7 +127,7 @@ class BoneModel(Tuner):
         if unknown:
             raise BoneError(f"There is no adapter {', '.join(unknown)}: the model has {', '.join(self.peft_config)}.")
         for name, module in self._adapted(adapter_names).items():
-            with _naming(name), onload_layer(module):
+            with naming(name), onload_layer(module):
                 module.check_merge(adapter_names, finite)
 
     def _tell_skipped(self, config: Any) -> None:
@@ -181,8 +181,8 @@ class BoneModel(Tuner):
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
         keys = file_keys(model, adapter_name)
-        state_dict = _joined_experts(model, config, keys, state_dict)
-        _fit(model, adapter_name, state_dict)
+        state_dict = joined(model, config, keys, state_dict)
+        fit(model, adapter_name, state_dict)
         known = model.state_dict()
         check_complete(keys, state_dict, known, adapter_name)
         prefix = "base_model.model."
@@ -272,7 +272,7 @@ class BoneModel(Tuner):
                 adapt(target=layer, target_name=name, current_key=f"{current_key}.{name}")
             return
         if isinstance(target, BoneLayer):
-            with _naming(current_key):
+            with naming(current_key):
                 target.update_layer(adapter_name, r, config=peft_config)
             return
         is_fused = isinstance(target, FusedLinear)
@@ -283,13 +283,13 @@ class BoneModel(Tuner):
         split = split_of(self.model, current_key, target)
         if isinstance(target, FusedLinear):
             check_held(current_key, target.weight, parent)
-            with _naming(current_key):
+            with naming(current_key):
                 experts = BoneExperts(target, adapter_name, r, config=peft_config)
             if adapter_name not in self.active_adapters:
                 experts.requires_grad_(False)
             self._replace_module(parent, target_name, experts, target)
             return
-        with _naming(current_key):
+        with naming(current_key):
             use = use_of(parent, target_name)
             if not use.learns:
                 raise BoneError(
@@ -391,38 +391,6 @@ class BoneModel(Tuner):
                 handle.remove()
 
 
-def _joined_experts(model: Any, config: Any, keys: Mapping[str, str], state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a file with those of separate experts joined, if the model has them in one."""
-    prefix = "base_model.model."
-    known = {key.removeprefix(prefix) for key in keys.values()}
-    endings = config.variant.parameters
-    layers: dict[str, dict[str, Any]] = {}
-    for key, tensor in state_dict.items():
-        name, _, ending = key.removeprefix(prefix).rpartition(".")
-        if ending in endings and f"{name}.{ending}" not in known:
-            layers.setdefault(name, {})[ending] = tensor
-    layers = {name: params for name, params in layers.items() if len(params) == len(endings)}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    new = separate.joined(base, config.variant, layers) if layers else {}
-    gone = {f"{name}.{ending}" for name in layers if name not in new for ending in endings}
-    rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in gone}
-    return rest | {f"{prefix}{name}.{k}": t for name in new if name not in layers for k, t in new[name].items()}
-
-
-def _fit(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Any]) -> None:
-    """Have layers of experts make room for adapters of each part."""
-    prefix = "base_model.model."
-    found = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
-    for name, layer in model.named_modules():
-        if isinstance(layer, BoneExperts) and adapter_name in layer.bone_variant:
-            path = name.removeprefix(prefix)
-            names = layer.bone_variant[adapter_name].parameters
-            params = {name: found[f"{path}.{name}"] for name in names if f"{path}.{name}" in found}
-            if len(params) == len(names):
-                with _naming(path):
-                    layer.fit(adapter_name, params)
-
-
 def _repeats(model: Any, options: dict[str, Any]) -> set[int]:
     """How often generation may repeat each row: for its beams, or for several answers."""
     config = options.get("generation_config") or getattr(model, "generation_config", None)
@@ -439,15 +407,6 @@ def _pass_adapter_names(
     # An encoder runs before the rows are repeated.
     times = len(x) // len(names) if len(x) in {len(names) * times for times in repeats} else 1
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(times)]}
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Say in an error which layer it is about."""
-    try:
-        yield
-    except BoneError as error:
-        raise BoneError(f"{key}: {str(error).rstrip('.')}.") from None
 
 
 @contextmanager
