@@ -1,5 +1,6 @@
 """How many processes ``bone train`` starts, and in which way."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,14 @@ def test_a_base_that_fills_a_gpu_is_shared(four_gpus, monkeypatch, nbytes, way):
     # It says so itself, and a quantized one is small.
     assert devices.chosen("auto", Recipe(base="folder", tensor_parallel=True)) == "tp"
     assert devices.chosen("auto", Recipe(base="folder", quantize="4bit")) == "ddp"
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero3", "hsdp"])
+def test_the_configurations_in_docs_are_accelerate_s(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    given = load_config_from_file(str(Path(__file__).parents[2] / "docs" / "accelerate" / f"{name}.yaml"))
+    assert given.num_processes > 1 and (given.fsdp_config or given.deepspeed_config)
 
 
 def test_deepspeed_has_to_be_there(four_gpus, monkeypatch):
