@@ -8,11 +8,15 @@ the sum. Adapters are float32, the base and what flows through it bfloat16. Prin
 
 from __future__ import annotations
 
+from math import prod
+
+import torch
 import typer
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bone_peft.costs.bench.shapes import config_of
-from bone_peft.method.variants import VARIANTS
+from bone_peft.method.variants import VARIANTS, Variant
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SUMMED_FORWARD, SUMMED_BACKWARD = 2, 5
@@ -21,8 +25,6 @@ SIZES = (8, 64, 512)
 
 
 def main(shape: str = "llama2-7b", tokens: int = 4096, r: int = 64, lora_r: int = 36) -> None:
-    import torch
-
     config = config_of(shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -44,9 +46,7 @@ def main(shape: str = "llama2-7b", tokens: int = 4096, r: int = 64, lora_r: int 
             print(f"| {way}, {name} | {adapter / 1e9:.2f} | {cells} |")
 
 
-def _parameters(variant, layer, r: int) -> int:
-    from math import prod
-
+def _parameters(variant: type[Variant], layer: nn.Linear, r: int) -> int:
     return sum(prod(shape) for shape in variant.shapes(layer.in_features, layer.out_features, r).values())
 
 

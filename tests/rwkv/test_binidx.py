@@ -9,6 +9,7 @@ import torch
 
 from bone_peft.errors import BoneError
 from bone_peft.runs.data import load_data
+from bone_peft.runs.data.to_binidx import to_binidx
 from bone_peft.runs.training import Recipe, train
 from bone_peft.rwkv.binidx_file import read_binidx, words_of, write_binidx
 from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabulary
@@ -108,6 +109,15 @@ def test_damage_is_one_sentence(tmp_path, damage, sentence):
 def test_another_file_with_an_index_is_not_taken_for_it(rows, tmp_path):
     (tmp_path / "rows.jsonl.idx").write_text("somebody's")
     assert len(load_data(str(rows))) == 3
+
+
+def test_a_damaged_vocabulary_is_named(tmp_path, rows):
+    write_binidx(tmp_path / "data", [[300]])
+    (tmp_path / VOCABULARY).write_text("1 'a' 1\n2 'b\n")
+    with pytest.raises(BoneError, match="is no vocabulary of RWKV"):
+        load_data(str(tmp_path / "data"))
+    with pytest.raises(BoneError, match="is no vocabulary of RWKV"):
+        to_binidx(str(rows), tmp_path / "other")
 
 
 def test_a_missing_half_is_named(tmp_path):

@@ -14,6 +14,8 @@ _HELP = """Write an adapter in another format.
 
   bone convert rwkv-bone.pth --to bone --out bone-adapter
 
+  bone convert bone-adapter --to miss --rwkv-names --out for-rwkv-peft
+
   bone convert miss-adapter --to bone --out bone-adapter
 
 Bone and Bottleneck are LoRAs exactly. Bat is not: give --rank or --energy for the nearest LoRA, and see its error.
@@ -34,6 +36,7 @@ def convert(
     energy: float = typer.Option(None, help="To lora: smallest rank that keeps this share of the change, 0 to 1."),
     uniform: bool = typer.Option(False, "--uniform", help="To lora: one rank for all layers, for llama.cpp."),
     fused: bool = typer.Option(False, "--fused", help="To lora: experts as PEFT's target_parameters has them."),
+    rwkv_names: bool = typer.Option(False, "--rwkv-names", help="Name modules as RWKV-PEFT's PEFT folders do."),
     dtype: str = typer.Option(None, help="Round the tensors; RWKV-PEFT wants its base's type, bfloat16."),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     force: bool = typer.Option(False, "--force", help="Replace OUT if it is an adapter that bone wrote."),
@@ -51,6 +54,7 @@ def convert(
         energy=energy,
         uniform=uniform,
         fused=fused,
+        rwkv_names=rwkv_names,
         dtype=dtype,
         force=force,
         trust_remote_code=trust_remote_code,

@@ -22,6 +22,9 @@ from bone_peft.io.whole import check_free, whole_file
 END = 0
 """The token that ends a document."""
 
+MOST_TOKENS = 2**16
+"""Of a vocabulary that is written: a token takes two bytes."""
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _INDEX = FileOf(re.compile(re.escape(_MAGIC)))
 _HEADER = struct.Struct("<9sQBQQ")
@@ -94,10 +97,17 @@ def write_binidx(prefix: str | Path, documents: Iterable[Iterable[int]], *, repl
 
 
 def words_of(vocabulary: str | Path) -> dict[int, bytes]:
-    """What each token of a vocabulary in RWKV's format stands for."""
+    """What each token of a vocabulary in RWKV's format stands for.
+
+    Raises:
+        BoneError: it is not of this format.
+    """
     words: dict[int, bytes] = {}
-    for line in Path(vocabulary).read_text(encoding="utf-8").splitlines():
-        number, _, rest = line.partition(" ")
-        word = ast.literal_eval(rest.rpartition(" ")[0])
-        words[int(number)] = word.encode() if isinstance(word, str) else word
+    try:
+        for line in Path(vocabulary).read_text(encoding="utf-8").splitlines():
+            number, _, rest = line.partition(" ")
+            word = ast.literal_eval(rest.rpartition(" ")[0])
+            words[int(number)] = word.encode() if isinstance(word, str) else bytes(word)
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise BoneError(f"{vocabulary} is no vocabulary of RWKV ({error}): take another copy of it.") from None
     return words

@@ -1,5 +1,6 @@
 """Runs a function in two processes that PyTorch's gloo joins."""
 
+import faulthandler
 import multiprocessing
 import traceback
 from multiprocessing.connection import wait
@@ -36,28 +37,30 @@ def in_two_processes(folder, function, cases=((),)) -> None:
             process.start()
         for end in there:
             end.close()
-        _collect(list(here))
+        _collect(dict(zip(here, processes, strict=True)))
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _collect(ends) -> None:
+def _collect(processes) -> None:
     deadline = monotonic() + LIMIT
-    while ends:
-        ready = wait(ends, max(0, deadline - monotonic()))
-        assert ready, f"no answer from {len(ends)} of 2 processes in {LIMIT} seconds"
+    while processes:
+        ready = wait(list(processes), max(0, deadline - monotonic()))
+        assert ready, f"no answer from {len(processes)} of 2 processes in {LIMIT} seconds"
         for end in ready:
+            process = processes.pop(end)
             try:
                 error = end.recv()
             except EOFError:
-                error = "a process died"
+                process.join(LIMIT)
+                error = f"a process ended with {process.exitcode} and without a word"
             assert error is None, error
-            ends.remove(end)
 
 
 def _run(rank, meeting, end, function, cases) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     case = ()
     try:

@@ -13,6 +13,7 @@ from bone_peft.io.whole import check_free, whole_file, whole_folder
 from .adapter import Adapter, ShapeOf
 from .format import Format
 from .formats import FORMATS
+from .rwkv_names import by_hf_names
 
 __all__ = ["FORMATS", "Adapter", "Format", "ShapeOf", "read_adapter", "write_adapter"]
 
@@ -21,7 +22,8 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     """Read an adapter of any format.
 
     Args:
-        path: a PEFT folder (Bone, MiSS or LoRA), or an RWKV-PEFT ``.pth`` file.
+        path: a PEFT folder (Bone, MiSS or LoRA), or an RWKV-PEFT ``.pth`` file. Either may have RWKV's own names of
+            modules; here they are called as in the Hugging Face model.
 
     Returns:
         The adapter, and the format it was found in.
@@ -34,7 +36,7 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
         raise BoneError(f"There is no adapter at {path}: check the path.")
     for format in FORMATS.values():
         if format.recognizes(path):
-            return format.read(path), format
+            return by_hf_names(format.read(path)), format
     raise BoneError(
         f"{path} is no adapter that bone knows: it takes a PEFT folder of Bone, MiSS or LoRA (with "
         "adapter_config.json) or a .pth file of RWKV-PEFT."

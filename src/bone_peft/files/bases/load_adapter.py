@@ -9,7 +9,9 @@ from bone_peft.io.names import brief
 from bone_peft.io.place import expanded
 from bone_peft.io.safetensors_file import read_safetensors
 
-from ..adapters import read_adapter
+from ..adapters import Adapter, read_adapter, write_adapter
+from ..adapters.peft_folder import PREFIX
+from ..adapters.rwkv_names import are_rwkv
 
 
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
@@ -18,6 +20,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     Args:
         model: a base from :func:`bone_peft.files.bases.load_base`.
         folder: a PEFT folder (``adapter_config.json`` and ``adapter_model.safetensors``), or RWKV-PEFT's ``.pth`` file.
+            Either may have RWKV's own names of modules.
         trainable: leave the adapter's parameters trainable.
 
     Returns:
@@ -30,7 +33,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
 
     folder = expanded(folder)
     if folder.suffix == ".pth":
-        return _load_rwkv_peft(model, folder, trainable)
+        return _load_by_hf_names(model, read_adapter(folder)[0], folder, trainable)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise BoneError(f"There is no adapter in {folder}: {name} is missing.")
@@ -38,6 +41,8 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     adapter, _ = read_adapter(folder)
     adapter.check_finite(str(folder))
     stored = set(read_safetensors(folder / "adapter_model.safetensors").tensors)
+    if are_rwkv(name.removeprefix(PREFIX) for name in stored):
+        return _load_by_hf_names(model, adapter, folder, trainable)
     try:
         peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as error:  # whatever PEFT trips over
@@ -50,16 +55,22 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     return peft_model
 
 
-def _load_rwkv_peft(model: Any, file: Path, trainable: bool) -> Any:
-    from ..adapters import write_adapter
+def _load_by_hf_names(model: Any, adapter: Adapter, where: Path, trainable: bool) -> Any:
+    """What was read from a file with RWKV's names of modules."""
+
+    def shape_of(module: str) -> tuple[int, ...]:
+        try:
+            return tuple(model.get_submodule(module).weight.shape)
+        except AttributeError:
+            raise _mismatch(where, model, f"it has no {module}") from None
 
     with TemporaryDirectory() as scratch:
         folder = Path(scratch, "adapter")
-        write_adapter(read_adapter(file)[0], "bone", folder)
+        write_adapter(adapter.expanded(shape_of), "bone", folder)
         try:
             return load_adapter(model, folder, trainable=trainable)
         except BoneError as error:
-            raise BoneError(str(error).replace(str(folder), str(file))) from None
+            raise BoneError(str(error).replace(str(folder), str(where))) from None
 
 
 def _mismatch(folder: Path, model: Any, why: str) -> BoneError:

@@ -10,6 +10,7 @@ from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.place import keep_off
 
 from ..adapters import Adapter, format_for, read_adapter, write_adapter
+from ..adapters.rwkv_names import are_rwkv, by_rwkv_names
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..checkpoints.checkpoint import is_finite
 from .in_parameters import in_parameters
@@ -48,6 +49,7 @@ def convert(
     energy: float | None = None,
     uniform: bool = False,
     fused: bool = False,
+    rwkv_names: bool = False,
     dtype: str | None = None,
     adapter_name: str = "default",
     force: bool = False,
@@ -70,6 +72,8 @@ def convert(
             several.
         fused: give a LoRA the experts of a layer together, as PEFT's ``target_parameters`` has them; by default each
             expert has its own, by the names of checkpoints.
+        rwkv_names: call the modules of an adapter of an RWKV model as RWKV's own files do (``blocks.0.att.key``): so
+            RWKV-PEFT has them in its PEFT folders. By default they are called as in our models.
         dtype: round the tensors to ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default they stay as they are.
             RWKV-PEFT's merge wants them in the type of its base.
         adapter_name: which adapter of a live model.
@@ -117,6 +121,10 @@ def convert(
         found = found.rounded(dtype)
     if not all(is_finite(tensor) for tensor in found.tensors().values()):
         raise BoneError(f"{where} has numbers that are too large to be written as {to}: nothing was written.")
+    if rwkv_names:
+        found = by_rwkv_names(found)
+        if not are_rwkv(found.layers):
+            raise BoneError(f"{where} is of no RWKV model, so its modules have no names of RWKV: leave rwkv_names out.")
     write_adapter(found, to, out, force=force)
     return Converted(found, source, errors)
 

@@ -23,12 +23,10 @@ def to_binidx(
     Returns:
         How many documents, and how many tokens.
     """
-    from rwkv7_hf import RWKV7Tokenizer
+    from bone_peft.rwkv.binidx_file import MOST_TOKENS, write_binidx
+    from bone_peft.rwkv.tokenizer import load_tokenizer
 
-    from bone_peft.rwkv.binidx_file import write_binidx
-    from bone_peft.rwkv.tokenizer import vocabulary_of
-
-    tokenizer = RWKV7Tokenizer(str(vocabulary_of(f"{out}.bin")))
+    tokenizer = load_tokenizer(f"{out}.bin", MOST_TOKENS)
     rows = load_data(source, fields=fields, chat=False, template=template)
     count = 0
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from bone_peft.costs.measure import device_name, peak_memory_bytes
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.io.names import brief
 from bone_peft.io.whole import full_disk_is_explained
 
 from ..data import load_data, sources_in, without, written
@@ -200,7 +201,7 @@ def _take_steps(
         raise
     except Exception as error:
         if trainer.args.world_size > 1 and is_of_another(error):
-            raise BoneError(trainer.without_another()) from error
+            raise BoneError(trainer.without_another(brief(error))) from error
         # Another process has heard of it by now, and what it is told is that this one has gone.
         if trainer.args.world_size > 1 or trainer.state.global_step > (saved.step if saved else 0):
             raise

@@ -163,13 +163,13 @@ class RunTrainer(StepTrainer):
         folder = str(self.args.output_dir)
         return get_last_checkpoint(folder) if os.path.isdir(folder) else None
 
-    def without_another(self) -> str:
-        """The sentence for a run in which another process does not answer any more."""
+    def without_another(self, sign: str = "it does not answer") -> str:
+        """The sentence for a run in which another process is gone, and by what ``sign`` this one knows."""
         last = self._last_checkpoint()
         left = f"{last} is whole, and --resume goes on from it" if last else "there is no checkpoint yet"
         return (
-            f"Another process of this run is gone after step {self.state.global_step}, so this one ends too; what was "
-            f"wrong there stands above, or in the log of its machine. {left[0].upper()}{left[1:]}."
+            f"Another process of this run is gone after step {self.state.global_step} ({sign}), so this one ends too; "
+            f"what was wrong there stands above, or in the log of its machine. {left[0].upper()}{left[1:]}."
         )
 
     # Checkpoints

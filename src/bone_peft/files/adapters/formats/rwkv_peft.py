@@ -1,7 +1,4 @@
-"""RWKV-PEFT: a ``.pth`` dict, ``<module>.disha`` (older: ``<module>.bone``). Three dimensions mean Bat.
-
-Only the file has RWKV's names; in memory the modules are called as in the Hugging Face model.
-"""
+"""RWKV-PEFT: a ``.pth`` dict, ``<module>.disha`` (older: ``<module>.bone``). Three dimensions mean Bat."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from bone_peft.io.names import check_names
 from bone_peft.io.torch_file import read_torch
 from bone_peft.method import BoneConfig
 from bone_peft.rwkv.pth_model import version_of
-from bone_peft.rwkv.pth_names import hf_layout, hf_name, pth_layout, pth_name
 
 from ...kinds import ADAPTER_FILE
 from .. import peft_folder
 from ..adapter import Adapter
 from ..format import Format
+from ..rwkv_names import by_rwkv_names
 
 _NAMES = {"disha": "bone_block", "bone": "bone_block"}
 
@@ -35,8 +32,6 @@ def read(path: Path) -> Adapter:
     if "emb.weight" in stored and not any(name.rpartition(".")[2] in _NAMES for name in stored):
         raise BoneError(f"{path} is a whole RWKV model ({version_of(stored)}), not an adapter: it can be a --base.")
     layers, whole = peft_folder.split({name: tensor.read() for name, tensor in stored.items()}, _NAMES)
-    layers = {hf_name(module): params for module, params in layers.items()}
-    whole = {hf_name(name): hf_layout(name, tensor) for name, tensor in whole.items()}
     dimensions = {params["bone_block"].ndim for params in layers.values()}
     if dimensions not in ({2}, {3}):
         raise BoneError(f"{path} is no Bone or Bat of RWKV-PEFT: it has no .disha tensors, or of several kinds.")
@@ -55,9 +50,8 @@ def read(path: Path) -> Adapter:
 def write(adapter: Adapter, path: Path) -> None:
     if adapter.variant.name not in ("bone", "bat-input"):
         raise BoneError(f"RWKV-PEFT has no {adapter.variant.name}: it has Bone, and Bat with share='input'.")
-    tensors = {f"{pth_name(module)}.disha": params["bone_block"] for module, params in adapter.layers.items()}
-    for name, tensor in adapter.whole.items():
-        tensors[pth_name(name)] = pth_layout(pth_name(name), tensor)
+    adapter = by_rwkv_names(adapter)
+    tensors = {f"{module}.disha": params["bone_block"] for module, params in adapter.layers.items()} | adapter.whole
     with open(path, "wb") as file:
         torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
