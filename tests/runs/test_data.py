@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from bone_peft.errors import BoneError
-from bone_peft.runs.data import load_data, without
+from bone_peft.runs.data import document_start, load_data, without
 
 CHATTY = SimpleNamespace(chat_template="{{ messages }}")
 ROWS = [{"query": "a", "response": "b"}, {"query": "c", "response": "d"}]
@@ -136,6 +136,15 @@ def test_held_out_rows_leave_the_training_rows():
     kept = without(train, held_out)
     assert not any(row["prompt"][0]["content"] in prompts for row in kept)
     assert len(kept) == sum(row["prompt"][0]["content"] not in prompts for row in train)
+
+
+def test_held_out_documents_are_known_by_their_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "{word}"}}\n' for word in ("one", "two", "three")))
+    for end in (None, "<end>"):
+        train = load_data(str(path), tokenizer=SimpleNamespace(chat_template=None, eos_token=end))
+        kept = without(train, train.select([1]), document_start(SimpleNamespace(eos_token=end)))
+        assert kept["completion"] == ["one", "three"]
 
 
 def test_template_around_prompt_and_answer(tmp_path):

@@ -64,6 +64,7 @@ _PLACES = {
     "grad_accum": "training.gradient_accumulation_steps",
     "max_length": "training.max_length",
     "packing": "training.packing",
+    "context_chunk": "context_chunk",
 }
 _MODEL, _ADAPTER, _TRAINING, _RUN = "Model and data", "Adapter", "Training", "Run"
 
@@ -119,6 +120,9 @@ def train(
     max_length: int = typer.Option(None, help="Longest row in tokens.", rich_help_panel=_TRAINING),
     packing: bool = typer.Option(
         None, "--packing/--no-packing", help="Rows in lines of MAX_LENGTH tokens.", rich_help_panel=_TRAINING
+    ),
+    context_chunk: int = typer.Option(
+        None, help="RWKV: whole rows, in pieces of so many tokens with the state carried on.", rich_help_panel=_TRAINING
     ),
     seed: int = typer.Option(None, help="Of initial values, order and dropout.", rich_help_panel=_TRAINING),
     settings: Annotated[

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rwkv7_hf import RWKV7ChannelMix, RWKV7Config, RWKV7ForCausalLM, RWKV7Model, RWKV7TimeMix
+from rwkv7_hf import RWKV7Cache, RWKV7ChannelMix, RWKV7Config, RWKV7ForCausalLM, RWKV7Model, RWKV7TimeMix
 from rwkv7_hf.modeling_rwkv7 import RWKV7Linear, RWKV7LowRank
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -67,7 +67,13 @@ class _Model(RWKV7Model):
         position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the library's. Several documents in one row, told by positions that start over, keep to themselves."""
+        """As the library's, and two things more.
+
+        Several documents in one row, told by positions that start over, keep to themselves. And ``use_cache=True``
+        gives the state, cut off from backward, of a model in training too, where the library never does.
+        """
+        if self.training and kwargs.get("use_cache"):
+            return self._with_state(input_ids, attention_mask, **kwargs)
         starts = _starts(position_ids)
         if input_ids is None or attention_mask is not None or starts.numel() < 2:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -75,6 +81,21 @@ class _Model(RWKV7Model):
         mask = pad_sequence([torch.ones_like(document) for document in documents], batch_first=True)
         output = super().forward(pad_sequence(documents, batch_first=True), mask, **{**kwargs, "use_cache": False})
         output.last_hidden_state = output.last_hidden_state[mask.bool()].unsqueeze(0)
+        return output
+
+    def _with_state(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        states: list[tuple[Tensor, ...]] = []
+
+        def keep(layer: Any, given: Any, outputs: tuple[Tensor, ...]) -> None:
+            states.append(tuple(state.detach() for state in outputs[1:4]))
+
+        hooks = [layer.register_forward_hook(keep) for layer in self.layers]
+        try:
+            output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        output.past_key_values = RWKV7Cache(*zip(*states, strict=True))
         return output
 
 

@@ -89,7 +89,8 @@ class _TimeMix(nn.Module):
         w, k, v, r, g = (
             x + delta * (getattr(mix, f"time_maa_{name}") + moved) for name, moved in zip(MOVED, by_token, strict=True)
         )
-        decay = -torch.exp(mix.time_decay.float() + (torch.tanh(w @ mix.time_decay_w1) @ mix.time_decay_w2).float())
+        wide = torch.promote_types(x.dtype, torch.float32)
+        decay = -torch.exp(mix.time_decay.to(wide) + (torch.tanh(w @ mix.time_decay_w1) @ mix.time_decay_w2).to(wide))
         r, decay, k, v = (
             y.unflatten(-1, (self.heads, -1)) for y in (self.r_proj(r), decay, self.k_proj(k), self.v_proj(v))
         )

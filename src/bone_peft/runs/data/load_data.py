@@ -42,7 +42,7 @@ def load_data(
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if chat and not has_template:
         raise BoneError("chat is set, but this base's tokenizer has no chat template; leave chat out.")
-    start = getattr(tokenizer, "eos_token", None) or ""
+    start = document_start(tokenizer)
     as_chat = has_template if chat is None else chat
     if as_chat:
         check_chat_template(tokenizer)
@@ -54,6 +54,11 @@ def load_data(
         if table.features != tables[0].features:
             raise BoneError(f"{names[0]} and {name} do not hold rows of one kind: some are chats, some plain text.")
     return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+
+
+def document_start(tokenizer: Any) -> str:
+    """The prompt of a document of a ``text`` column: the end of the one before."""
+    return getattr(tokenizer, "eos_token", None) or ""
 
 
 def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: str) -> Any:

@@ -41,11 +41,12 @@ def completion_loss(model: Any, batch: dict[str, Any], wanted: bool) -> tuple[Te
     logits = model(**inputs, use_cache=False).logits[0].float()
     targets = batch["targets"]
     loss = cross_entropy(logits, targets, reduction="sum")
-    return loss, _sums(logits.detach(), targets) if wanted else None
+    return loss, sums_of(logits.detach(), targets) if wanted else None
 
 
 @torch.no_grad()
-def _sums(logits: Tensor, targets: Tensor) -> Tensor:
+def sums_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """As :data:`SUMS` names them, of ``logits (places, words)`` and ``targets (places)``; -100 is nothing to learn."""
     learned = targets != -100
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)

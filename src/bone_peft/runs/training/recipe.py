@@ -32,6 +32,8 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        context_chunk: rows are learned in pieces of so many tokens; RWKV's state is carried on, gradients are not. Rows
+            are whole then, if ``training.max_length`` does not say otherwise.
         tensor_parallel: of several processes, each has a part of every layer, and all of them the same rows.
         trust_remote_code: run the Python code that the base brings along.
         allow_unused: train on although some adapter tensors get no gradient.
@@ -50,6 +52,7 @@ class Recipe:
     dtype: str = "bfloat16"
     seed: int = 0
     quantize: str = "none"
+    context_chunk: int | None = None
     tensor_parallel: bool = False
     continue_from: str | None = None
     trust_remote_code: bool = False
@@ -113,7 +116,8 @@ class Recipe:
                 f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
             )
         settings.check_adapter(self.adapter)
-        training = settings.checked_training(self.training)
+        whole_rows = {} if self.context_chunk is None else {"max_length": None}
+        training = settings.checked_training(whole_rows | self.training)
         settings.check_held_out(training, self.eval_data is not None)
         return dataclasses.replace(self, training=training)
 
@@ -150,6 +154,9 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")
+        chunk = self.context_chunk
+        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+            raise BoneError(f"context_chunk in {where} must be a whole number, 1 or more, found {chunk!r}.")
         for name in ("trust_remote_code", "allow_unused", "tensor_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")

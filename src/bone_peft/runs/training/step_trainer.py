@@ -12,6 +12,7 @@ from bone_peft.errors import BoneError
 from ..free_memory import fits
 from . import checkpointing, compiled_layers
 from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
+from .context_chunks import carries_a_state, loss_in_chunks
 from .fused_parts import FusedParts
 from .graphed_steps import GraphedSteps, lengths_that_pay
 from .padding_free import RowsInOneLine, by_rows, fault
@@ -26,10 +27,14 @@ class StepTrainer(SFTTrainer):
     Args:
         may_checkpoint: compute layers again in backward (gradient checkpointing) if a step does not fit into memory.
         say: takes sentences on how the steps are computed, where a user may wonder.
+        context_chunk: tokens of the pieces that rows are learned in, one after the other.
     """
 
-    def __init__(self, *, may_checkpoint: bool, say: Callable[[str], None], **kwargs: Any) -> None:
+    def __init__(
+        self, *, may_checkpoint: bool, say: Callable[[str], None], context_chunk: int | None = None, **kwargs: Any
+    ) -> None:
         self._say = say
+        self._context_chunk = context_chunk
         self._may_checkpoint = may_checkpoint
         self._may_speed_up = True
         self._graphs: GraphedSteps | None = None
@@ -53,7 +58,10 @@ class StepTrainer(SFTTrainer):
 
     def choose_how(self) -> None:
         """Look at the base and the rows, and choose how a step is computed."""
-        self._choose_lines()
+        if self._context_chunk is None:
+            self._choose_lines()
+        else:
+            self._check_chunks()
         self._choose_checkpointing()
 
     # The choices
@@ -86,6 +94,20 @@ class StepTrainer(SFTTrainer):
         elif reason:
             self._say(f"The rows of a step are padded to the longest ({reason}).")
 
+    def _check_chunks(self) -> None:
+        args: Any = self.args
+        if not carries_a_state(self.plain_model.get_base_model()):
+            raise BoneError("context_chunk is for RWKV, which carries a state from piece to piece: leave it out.")
+        if self._is_sharded():
+            raise BoneError("context_chunk wants the whole model in each process: take --strategy ddp.")
+        if args.packing:
+            raise BoneError("context_chunk takes rows one by one: leave packing out.")
+        if args.max_length is not None and args.max_length <= (self._context_chunk or 0):
+            raise BoneError(
+                f"context_chunk is {self._context_chunk}, and rows are cut at {args.max_length} tokens: raise "
+                "--max-length, or leave context_chunk out."
+            )
+
     def _lines(self, rows: int) -> int:
         """How many this process computes in the whole run."""
         args: Any = self.args
@@ -105,10 +127,11 @@ class StepTrainer(SFTTrainer):
         model, size = self.plain_model, self.args.per_device_train_batch_size
         base = model.get_base_model()
         data: Any = self.train_dataset
-        lengths = sorted(map(len, data["input_ids"]), reverse=True)[:size]
+        chunk = self._context_chunk
+        lengths = [min(n, chunk or n) for n in sorted(map(len, data["input_ids"]), reverse=True)[:size]]
         if not self._in_lines:
             lengths = lengths[:1] * size
-        needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len), lengths)
+        needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len)[:chunk], lengths)
         needed += logits_bytes(base, min(sum(lengths), self._most_answers(base)))
         if not fits(needed, self.args.device):
             self._checkpoints = True
@@ -219,20 +242,22 @@ class StepTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if self._context_chunk is not None:
+            loss = self._loss_in_chunks(model, inputs, num_items_in_batch)
+            return (loss, {}) if return_outputs else loss
         if "logits_to_keep" not in inputs or return_outputs:
             counted = self._total_train_tokens
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if self._tokens:  # counted already, without padding
                 self._total_train_tokens = counted
             return result
-        scale = self._scale(inputs, num_items_in_batch)
+        scale = self._scale(inputs["targets"], num_items_in_batch)
         recorded = self._recorded(inputs, scale, num_items_in_batch)
         if recorded is not None:
             loss, sums = recorded
             self._sums.append(sums)
             return loss.requires_grad_()  # backward is done already
-        wanted = (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
-        loss, sums = completion_loss(model, inputs, wanted)
+        loss, sums = completion_loss(model, inputs, self._is_logged())
         if sums is not None:
             self._sums.append(sums)
         return loss * scale
@@ -240,19 +265,46 @@ class StepTrainer(SFTTrainer):
     def _recorded(self, inputs: dict[str, Any], scale: Any, num_items_in_batch: Any) -> Any:
         if self._graphs is None:
             return None
-        # What the Trainer does to the loss before backward, where nobody counted the batch.
-        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        parts = 1 if counted else self.current_gradient_accumulation_steps
+        parts = self._parts_of_step(num_items_in_batch)
         done = self._graphs.step(inputs, scale / parts)
         if self._graphs.fault is not None:
             self._say(f"Steps are computed without CUDA graphs: {self._graphs.fault}.")
             self._graphs = None
         return None if done is None else (done[0] * parts, done[1])
 
-    def _scale(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+    def _loss_in_chunks(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+        """With backward done already, of a model in training."""
+        scale = self._scale(inputs["labels"][:, 1:], num_items_in_batch)
+        if not model.training:
+            return loss_in_chunks(model, inputs, self._context_chunk or 0, False)[0] * scale
+        parts = self._parts_of_step(num_items_in_batch)
+
+        def backward(loss_of_piece: Callable[[], Any], is_last: bool) -> Any:
+            # Processes may have different numbers of pieces: they share their gradients after the last of each.
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss = loss_of_piece()
+                self.accelerator.backward(loss * scale / parts)
+            return loss
+
+        wanted = self._is_logged()
+        loss, sums = loss_in_chunks(model, inputs, self._context_chunk or 0, wanted, backward)
+        self._tokens += int(inputs["attention_mask"].sum())
+        if sums is not None:
+            self._sums.append(sums)
+        return (loss * scale).requires_grad_()
+
+    def _is_logged(self) -> bool:
+        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+
+    def _parts_of_step(self, num_items_in_batch: Any) -> int:
+        """What the Trainer divides the loss by before backward, where nobody counted the batch."""
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return 1 if counted else self.current_gradient_accumulation_steps
+
+    def _scale(self, targets: Any, num_items_in_batch: Any) -> Any:
         """What the sum over answers is multiplied by."""
         if num_items_in_batch is None:
-            return 1 / (inputs["targets"] != -100).sum().clamp(min=1)
+            return 1 / (targets != -100).sum().clamp(min=1)
         # Of all processes, and their gradients are averaged.
         ours = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         items = torch.as_tensor(num_items_in_batch).clamp(min=1)

@@ -13,7 +13,7 @@ from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.io.names import brief
 from bone_peft.io.whole import full_disk_is_explained
 
-from ..data import load_data, sources_in, without, written
+from ..data import document_start, load_data, sources_in, without, written
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
 from .lost_process import ending, is_of_another
@@ -244,7 +244,7 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
     if recipe.eval_data is None:
         return rows, None, 0
     held_out = load_data(recipe.eval_data, **form)
-    kept = without(rows, held_out)
+    kept = without(rows, held_out, document_start(tokenizer))
     if len(kept) == 0:
         named = f"{written(recipe.data)} is also in {written(recipe.eval_data)}"
         raise BoneError(f"Every row of {named}; nothing is left to learn from.")
@@ -273,6 +273,7 @@ def _build_trainer(
             processing_class=tokenizer,
             peft_config=config,
             may_checkpoint=may_checkpoint(recipe.training, recipe.tensor_parallel),
+            context_chunk=recipe.context_chunk,
             say=partial(console.print, markup=False),
         )
         cut = trainer.cut["train"]
