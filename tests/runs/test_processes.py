@@ -24,7 +24,7 @@ def command(base, rows, out, *more):
 
 
 def run(arguments, **kwargs):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         arguments, check=False, capture_output=True, text=True, env=environment, timeout=300, **kwargs
     )

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -56,7 +55,6 @@ main()
 """
 
 FSDP2 = {
-    "ACCELERATE_USE_CPU": "1",
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -70,19 +68,18 @@ WAYS = {
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
         "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
     },
-    "tp": {"ACCELERATE_USE_CPU": "1"},
+    "tp": {},
 }
 
 
 def sharded(folder, arguments, way, **environment):
     script = folder / "launched.py"
     script.write_text(LAUNCHED)
-    port = 20_000 + (os.getpid() + int(time.time())) % 20_000
     # torchrun takes what starts like an option of its own, wherever it stands.
     if "--r" in arguments:
         place = arguments.index("--r")
         arguments = [*arguments[:place], "--set", "adapter.r=8", *arguments[place + 2 :]]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), str(script)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     return subprocess.run(
         [sys.executable, *launch, *arguments],
         check=False,

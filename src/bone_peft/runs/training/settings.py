@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from packaging.version import Version
 
 from bone_peft.errors import BoneError
@@ -133,6 +134,8 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_p
     sft_config = _sft_config()
     if may_checkpoint(settings, tensor_parallel):
         settings = {"gradient_checkpointing": False, **settings}
+    if not torch.accelerator.is_available():
+        settings = {"use_cpu": True, **settings}  # else Accelerate leaves each of several processes by itself
     try:
         arguments = sft_config(
             output_dir=str(output_dir),
