@@ -2,6 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RWKV := x070
 FLOOR := .venv-floor
 FLOOR_READY := $(FLOOR)/.ready
 
@@ -10,7 +11,8 @@ FLOOR_READY := $(FLOOR)/.ready
 
 help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (about 5 minutes on two cores)"
-	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 3 minutes)"
+	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (about 3 minutes);"
+	@echo "                RWKV=x060 for an RWKV-6"
 	@echo "make test   run the test suite"
 	@echo "make test-floor  run the tests of the method and of conversion with the oldest PEFT and Transformers that are supported"
 	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, damaged files, kills (an hour)"
@@ -31,7 +33,7 @@ demo: $(READY)
 	$(BIN)/bone demo --force
 
 demo-rwkv: $(READY)
-	$(BIN)/python demos/rwkv/demo.py
+	$(BIN)/python demos/rwkv/demo.py --version $(RWKV)
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

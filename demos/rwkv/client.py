@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-os.environ["RWKV_V7_ON"] = "1"
 
-
-def open_client(path: Path, vocabulary: Path):
-    """The model in float32 on the CPU, and its tokenizer."""
+def open_client(path: Path, vocabulary: Path, version: str):
+    """The model in float32 on the CPU, and its tokenizer. One process opens models of one ``version`` only."""
+    os.environ["RWKV_V7_ON"] = "1" if version == "x070" else "0"
     from rwkv.model import RWKV
     from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 

@@ -1,7 +1,7 @@
 """The whole road of an RWKV user, in minutes on two cores: ``make demo-rwkv``.
 
-Trains a small RWKV-7 from scratch, adapts it to a new task with Bone and with Bat, hands each adapter over as a file of
-RWKV-PEFT, merges that into a ``.pth`` file, and runs it in the ``rwkv`` package.
+Trains a small RWKV-7 (or RWKV-6) from scratch, adapts it to a new task with Bone and with Bat, hands each adapter over
+as a file of RWKV-PEFT, merges that into a ``.pth`` file, and runs it in the ``rwkv`` package.
 """
 
 import argparse
@@ -34,8 +34,11 @@ ADAPTERS = {"Bone": {"r": 64}, "Bat": {"r": 64, "init_weights": "bat", "share": 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=Path("runs/demo-rwkv"))
-    options.add_argument("--full-size", action="store_true", help="the architecture of World 0.1B; takes 6 GB")
+    options.add_argument("--version", choices=sorted(SMALL), default="x070", help="x060 is RWKV-6")
+    options.add_argument("--full-size", action="store_true", help="x070's World 0.1B as to its size; takes 6 GB")
     given = options.parse_args()
+    if given.full_size and given.version != "x070":
+        options.error("--full-size is of x070.")
     begun = time.perf_counter()
     quiet()
     keep_freed_memory()
@@ -43,7 +46,7 @@ def main() -> None:
     console = Console()
 
     console.rule("a base from scratch", align="left")
-    size = WORLD_01B if given.full_size else SMALL
+    size = WORLD_01B if given.full_size else SMALL[given.version]
     base, start, end = pretrain(given.out, size, console)
     console.print(f"Held-out text: {start:.3f} nats a token before, {end:.3f} after.", highlight=False)
 
@@ -70,7 +73,7 @@ def main() -> None:
                 "logging_steps": max(size.adapter_steps // 10, 1),
             },
         )
-        columns[name] = adapt(recipe, console)
+        columns[name] = adapt(recipe, given.version, console)
     table = Table(f"on {size.held_out} held-out problems")
     for name in columns:
         table.add_column(name, justify="right")
@@ -92,7 +95,7 @@ def counting(folder: Path, held_out: int) -> tuple[Path, Path]:
     return folder / "train.jsonl", folder / "held-out.jsonl"
 
 
-def adapt(recipe: Recipe, console: Console) -> dict[str, str]:
+def adapt(recipe: Recipe, version: str, console: Console) -> dict[str, str]:
     """One adapter from training to the client; the cells of its column."""
     base, out = Path(recipe.base), Path(recipe.out)
     result = train(recipe, force=True, console=console)
@@ -105,7 +108,7 @@ def adapt(recipe: Recipe, console: Console) -> dict[str, str]:
     convert(result.adapter, "rwkv", theirs, force=True)
     merge(recipe.base, theirs, merged, force=True)
 
-    client, client_tokenizer = open_client(merged, vocabulary_of(base))
+    client, client_tokenizer = open_client(merged, vocabulary_of(base), version)
     model, tokenizer = load_base(recipe.base, dtype="float32")
     model = load_adapter(model, result.adapter)
     rows = load_data(str(recipe.eval_data), tokenizer=tokenizer, chat=False)

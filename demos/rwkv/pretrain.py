@@ -1,7 +1,9 @@
-"""An RWKV-7 from scratch, on the text of Python's own manual, which comes with Python."""
+"""An RWKV-7 or RWKV-6 from scratch, on the text of Python's own manual, which comes with Python."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -9,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from bone_peft.runs.training.callbacks import ProgressReport
-from bone_peft.rwkv.fresh import fresh_model
+from bone_peft.rwkv.fresh import fresh_model as fresh_x070
+from bone_peft.rwkv.fresh_x060 import fresh_model as fresh_x060
 from bone_peft.rwkv.pth_model import save_model
 from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabulary
 
@@ -18,9 +21,11 @@ from bone_peft.rwkv.tokenizer import VOCABULARY, load_tokenizer, world_vocabular
 class Size:
     """An architecture, and how long to train it: ``steps`` from scratch, ``adapter_steps`` on the new task.
 
+    ``fresh_model`` makes it, of RWKV-7 or RWKV-6.
     ``rows`` of the embedding; fewer than World has tokens means those of one and two bytes, in a vocabulary of its own.
     """
 
+    fresh_model: Callable[..., Any]
     hidden_size: int
     layers: int
     rows: int
@@ -31,8 +36,12 @@ class Size:
     low_rank: dict[str, int] = field(default_factory=dict)
 
 
-SMALL = Size(256, 4, 3328, 250, 300, 16, 64, {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64})
-WORLD_01B = Size(768, 12, 65536, 40, 40, 4, 8)
+_SMALL = (256, 4, 3328, 250, 300, 16, 64)
+SMALL = {
+    "x070": Size(fresh_x070, *_SMALL, {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64}),
+    "x060": Size(fresh_x060, *_SMALL, {"decay_low_rank_dim": 32, "mix_low_rank_dim": 16}),
+}
+WORLD_01B = Size(fresh_x070, 768, 12, 65536, 40, 40, 4, 8)
 """The architecture of RWKV-7 World 0.1B: far too large to learn much in minutes on a CPU."""
 
 
@@ -57,7 +66,7 @@ def pretrain(folder: Path, size: Size, console: Console, *, context: int = 64) -
     held_out = windows[::20][: 2 * size.held_out]
     text = [window for index, window in enumerate(windows) if index % 20]
 
-    model = fresh_model(size.hidden_size, size.layers, size.rows, **size.low_rank)
+    model = size.fresh_model(size.hidden_size, size.layers, size.rows, **size.low_rank)
     arguments = TrainingArguments(
         output_dir=str(folder / "pretraining"),
         max_steps=size.steps,

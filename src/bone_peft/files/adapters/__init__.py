@@ -13,7 +13,7 @@ from bone_peft.io.whole import check_free, whole_file, whole_folder
 from .adapter import Adapter, ShapeOf
 from .format import Format
 from .formats import FORMATS
-from .rwkv_names import by_hf_names
+from .rwkv_names import are_rwkv, by_hf_names
 
 __all__ = ["FORMATS", "Adapter", "Format", "ShapeOf", "read_adapter", "write_adapter"]
 
@@ -36,7 +36,8 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
         raise BoneError(f"There is no adapter at {path}: check the path.")
     for format in FORMATS.values():
         if format.recognizes(path):
-            return by_hf_names(format.read(path)), format
+            adapter = format.read(path)
+            return (by_hf_names(adapter) if are_rwkv(adapter.layers) else adapter), format
     raise BoneError(
         f"{path} is no adapter that bone knows: it takes a PEFT folder of Bone, MiSS or LoRA (with "
         "adapter_config.json) or a .pth file of RWKV-PEFT."

@@ -22,9 +22,7 @@ def are_rwkv(names: Iterable[str]) -> bool:
 
 
 def by_hf_names(adapter: Adapter) -> Adapter:
-    """With the names of the Hugging Face model, if RWKV's were there."""
-    if not are_rwkv(adapter.layers):
-        return adapter
+    """With the names of the Hugging Face model, in place of RWKV's."""
     whole = {hf_name(name): hf_layout(name, tensor) for name, tensor in adapter.whole.items()}
     return _renamed(adapter, hf_name, whole)
 

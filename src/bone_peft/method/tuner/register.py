@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import ExitStack, nullcontext
 from functools import wraps
 from inspect import signature
@@ -171,9 +172,15 @@ def _explain_bone_in_model_cards(undo: ExitStack) -> None:
 
     @wraps(original)
     def create_or_update_model_card(self: Any, output_dir: str) -> None:
-        original(self, output_dir)
-        if any(isinstance(known, config.BoneConfig) for known in self.peft_config.values()):
-            tell_how_to_load(output_dir)
+        if not any(isinstance(known, config.BoneConfig) for known in self.peft_config.values()):
+            original(self, output_dir)
+            return
+        try:
+            original(self, output_dir)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # It reads the config of a model that may be anybody's, and the tensors are saved after it.
+            warnings.warn(f"The adapter's README.md says nothing of its base ({error}).", stacklevel=3)
+        tell_how_to_load(output_dir)
 
     set_attribute(undo, peft.PeftModel, "create_or_update_model_card", create_or_update_model_card)
 

@@ -17,7 +17,7 @@ from ...kinds import ADAPTER_FILE
 from .. import peft_folder
 from ..adapter import Adapter
 from ..format import Format
-from ..rwkv_names import by_rwkv_names
+from ..rwkv_names import by_hf_names, by_rwkv_names
 
 _NAMES = {"disha": "bone_block", "bone": "bone_block"}
 
@@ -44,7 +44,7 @@ def read(path: Path) -> Adapter:
     )
     adapter = Adapter(config, layers, whole).checked(str(path))
     config = peft_folder.with_sizes(config, {module: adapter.r(module) for module in layers})
-    return Adapter(config, layers, whole)
+    return by_hf_names(Adapter(config, layers, whole))
 
 
 def write(adapter: Adapter, path: Path) -> None:
