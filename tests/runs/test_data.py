@@ -47,9 +47,12 @@ def test_messages_split_before_the_last_answer(tmp_path):
     assert row == {"prompt": turns[:3], "completion": turns[3:]}
     with pytest.raises(BoneError, match="chat template"):
         load_data(source)
-    bad = write(tmp_path / "y.jsonl", json.dumps({"messages": turns[:3]}))
-    with pytest.raises(BoneError, match=r"Row 1 .*assistant"):
-        load_data(bad, tokenizer=CHATTY)
+    unanswered = write(tmp_path / "y.jsonl", json.dumps({"messages": turns[:3]}))
+    assert load_data(unanswered, tokenizer=CHATTY)[0] == {"prompt": turns[:1], "completion": turns[1:2]}
+    for few in (turns[:1], turns[1:2], []):
+        bad = write(tmp_path / "z.jsonl", json.dumps({"messages": few}))
+        with pytest.raises(BoneError, match=r"Row 1 .*assistant"):
+            load_data(bad, tokenizer=CHATTY)
 
 
 def test_template_and_numbers(tmp_path):

@@ -75,7 +75,7 @@ def test_a_template_that_refuses_the_rows(rows_file, tmp_path):
         "{% endif %}{{ m['content'] }}</s>{% endfor %}"
     )
     tokenizer.save_pretrained(base)
-    with pytest.raises(BoneError, match=r"chat template refuses the rows: No sums, please\."):
+    with pytest.raises(BoneError, match=r"chat template refuses these messages: No sums, please\."):
         train(recipe(str(base), rows_file, tmp_path / "run"))
     model, tokenizer = load_base(str(base), dtype="float32")
     rows = load_data(rows_file, fields=("query", "response"), tokenizer=tokenizer)

@@ -32,7 +32,7 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
 [bold]Shipped recipes[/]: {", ".join(recipes.names())}
 
-[bold]Data[/]: a .jsonl, .json or .parquet file, a `datasets` name (owner/name?split=train), or a generated
+[bold]Data[/]: a .jsonl, .json, .parquet, .csv or .tsv file, a `datasets` name (owner/name?split=train), or a generated
 task (gym:TASK?key=value); several by repeating --data, or by a pattern in quotes (--data "rows/*.jsonl").
 [bold]Result[/]: OUT/adapter, OUT/recipe.yaml, OUT/report.html. Every tenth of the steps is saved.
 """
@@ -44,6 +44,7 @@ _PLACES = {
     "eval_data": "eval_data",
     "fields": "fields",
     "chat": "chat",
+    "train_on": "train_on",
     "out": "out",
     "seed": "seed",
     "quantize": "quantize",
@@ -95,6 +96,9 @@ def train(
         "--chat/--no-chat",
         help="Chat messages or plain text [dim](default: as the base)[/].",
         rich_help_panel=_MODEL,
+    ),
+    train_on: str = typer.Option(
+        None, help="Of chats: all answers [dim](default)[/], or the last of each.", rich_help_panel=_MODEL
     ),
     bf16: bool = typer.Option(None, "--bf16/--no-bf16", help="Base in bf16 or fp32.", rich_help_panel=_MODEL),
     quantize: str = typer.Option(None, help="Base in 8bit or 4bit (bitsandbytes).", rich_help_panel=_MODEL),

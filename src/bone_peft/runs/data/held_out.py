@@ -1,5 +1,6 @@
 """Keep what is scored out of what is learned."""
 
+import json
 from typing import Any
 
 
@@ -23,4 +24,4 @@ def _keys(rows: Any, start: str) -> list[str]:
 def _key(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt.strip()
-    return "\n".join(f"{message['role']}: {message['content'].strip()}" for message in prompt)
+    return json.dumps([message | {"content": (message.get("content") or "").strip()} for message in prompt])

@@ -111,7 +111,10 @@ def _no_json(path: Path, number: int, why: str) -> BoneError:
     return BoneError(f"{path}, line {number} is not JSON ({why}); every line, or the one list, must hold objects.")
 
 
-# Numbers stay as they are written: a row's text is `1e3` or `1.50` if the file says so. NaN is Python's way to write
-# that there is none.
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None)
+class Number(str):
+    """A number as it is written: a row's text is ``1e3`` or ``1.50`` if the file says so."""
+
+
+# NaN is Python's way to write that there is none.
+_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda name: None)
 _EXAMPLE = '{"prompt": "...", "completion": "..."}'

@@ -6,7 +6,8 @@ from typing import Any
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import check_chat_template
 
-from . import rows
+from .forms import rows_of
+from .forms.reading import Reading
 from .named_files import sources_in
 from .sources import read
 
@@ -22,17 +23,18 @@ def load_data(
     """Read ``source`` into a :class:`datasets.Dataset` with the columns ``prompt`` and ``completion`` only.
 
     Args:
-        source: a ``.jsonl``, ``.json`` or ``.parquet`` file, a pattern of such files (``data/*.jsonl``),
-            ``gym:TASK?key=value``, or a ``datasets`` name; or several, whose rows follow each other.
+        source: a ``.jsonl``, ``.json``, ``.parquet``, ``.csv`` or ``.tsv`` file, a pattern of such files
+            (``data/*.jsonl``), ``gym:TASK?key=value``, or a ``datasets`` name; or several, one after the other.
         tokenizer: decides whether rows become chat messages (it has a chat template) when ``chat`` is None.
-        fields: names of the prompt and the completion column. Left out, ``prompt``/``completion``, a chat column
-            ``messages`` or a column ``text`` of whole documents is used.
+        fields: names of the prompt and the completion column. Left out, the columns tell: ``prompt`` and
+            ``completion``, ``messages`` (and ``tools``), ShareGPT's ``conversations``, Alpaca's ``instruction``,
+            ``input`` and ``output``, or whole documents in ``text``.
         chat: True for chat messages, False for plain text, None to follow the tokenizer.
         template: plain text around the prompt, with ``{prompt}`` where it goes; with ``{completion}`` also around the
             answer, as in ``"{prompt} {completion}"``.
 
     Returns:
-        Rows of two strings, or of two lists of ``{"role", "content"}`` messages.
+        Rows of two strings; or of two lists of messages, the second of one answer, and of ``tools`` if there are any.
 
     Raises:
         BoneError: a source cannot be read, has no rows, or lacks the fields; or one holds chats and another does not.
@@ -50,6 +52,8 @@ def load_data(
     if not names:
         raise BoneError("data names no source; give a file, a `datasets` name, or gym:TASK.")
     tables = [_read(name, fields, as_chat, template, start) for name in names]
+    if any("tools" in table.column_names for table in tables):
+        tables = [_with_tools(table) for table in tables]
     for name, table in zip(names, tables, strict=True):
         if table.features != tables[0].features:
             raise BoneError(f"{names[0]} and {name} do not hold rows of one kind: some are chats, some plain text.")
@@ -65,21 +69,19 @@ def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: 
     dataset = read(source)
     if len(dataset) == 0:
         raise BoneError(f"{source} holds no rows; there is nothing to learn or to score.")
-    names = dataset.column_names
-    if fields is None and "messages" in names:
-        if not as_chat:
-            raise BoneError(
-                f"{source} holds chat messages, which need a base with a chat template and no --no-chat; "
-                "name plain columns with --fields instead."
-            )
-        _refuse_template(template, source, "chat messages")
-        return rows.from_messages(dataset, source)
-    if fields is None and "text" in names and "prompt" not in names:
-        _refuse_template(template, source, "whole documents (`text`)")
-        return rows.from_text(dataset, source, start=start)
-    return rows.from_columns(dataset, source, fields=fields, chat=as_chat, template=template)
+    return rows_of(dataset, Reading(source, as_chat, fields, template, start))
 
 
-def _refuse_template(template: str | None, source: str, what: str) -> None:
-    if template is not None:
-        raise BoneError(f"{source} holds {what}, and template is for a prompt and an answer: leave it out.")
+def _with_tools(table: Any) -> Any:
+    """Chats of several sources, of which some have tools."""
+    from datasets import Dataset, Features, Json, List, concatenate_datasets
+
+    if "tools" in table.column_names or not is_chat(table):
+        return table
+    none = Dataset.from_dict({"tools": [None] * len(table)}, features=Features({"tools": List(Json())}))
+    return concatenate_datasets([table, none], axis=1)
+
+
+def is_chat(table: Any) -> bool:
+    """Whether rows from :func:`load_data` are of messages."""
+    return "prompt" in table.column_names and not isinstance(table[0]["prompt"], str)

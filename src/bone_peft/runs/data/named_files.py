@@ -7,7 +7,7 @@ from pathlib import Path
 from bone_peft.errors import BoneError
 from bone_peft.io.place import with_home
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
 def sources_in(given: str | Sequence[str]) -> list[str]:

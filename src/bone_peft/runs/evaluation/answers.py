@@ -8,7 +8,7 @@ from bone_peft.files.bases import ONE_ANSWER, check_chat_template
 from bone_peft.io.names import printable
 
 from .reach import check_length, check_reach, positions_of
-from .tokens import encode_prompt, expected_text, prompt_text
+from .tokens import encode_prompt, encode_prompts, expected_text, prompt_text
 
 
 def answer_batch(
@@ -83,7 +83,7 @@ def answer_samples(
     rows = rows.select(range(min(count, len(rows))))
     training = model.training
     model.eval()
-    prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
+    prompts = encode_prompts(rows, tokenizer)
     answers = answer_batch(model, tokenizer, prompts, max_new_tokens, on_token)
     model.train(training)
     return [

@@ -11,7 +11,7 @@ from ..free_memory import fits
 from .answers import answer_batch
 from .matches import Answered, count_matches
 from .reach import check_length, check_reach
-from .tokens import encode, encode_prompt, expected_text, prompt_text
+from .tokens import encode, encode_prompts, expected_text, prompt_text
 
 # An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
 # answers that spell the same text with other tokens.
@@ -57,7 +57,7 @@ def score(
     """
     check_length(model, (prompt_text(row["prompt"]) + expected_text(row["completion"]) for row in rows))
     encoded = [encode(row, tokenizer) for row in rows]
-    prompts = [encode_prompt(prompt, tokenizer) for prompt in rows["prompt"]]
+    prompts = encode_prompts(rows, tokenizer)
     check_reach(
         model,
         max(max(prompt + completion) for prompt, completion in encoded),

@@ -1,5 +1,6 @@
 """Rows to token ids, split where training splits them: after the tokens that prompt and whole share."""
 
+import json
 from typing import Any
 
 from bone_peft.errors import BoneError
@@ -8,44 +9,59 @@ from bone_peft.io.names import brief
 
 def encode(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
     """``(prompt_ids, completion_ids)`` of one row from ``load_data``; the completion ends with its end token."""
-    prompt = encode_prompt(row["prompt"], tokenizer)
+    tools = row.get("tools")
+    prompt = encode_prompt(row["prompt"], tokenizer, tools)
     if isinstance(row["prompt"], str):
         end = tokenizer.eos_token or ""
         completion = row["completion"] if row["completion"].endswith(end) else row["completion"] + end
         whole = tokenizer(row["prompt"] + completion)["input_ids"]
     else:
-        whole = _chat(row["prompt"] + row["completion"], tokenizer, add_generation_prompt=False)
-    shared = 0
-    for ours, theirs in zip(prompt, whole, strict=False):
-        if ours != theirs:
-            break
-        shared += 1
+        whole = chat_tokens(row["prompt"] + row["completion"], tokenizer, tools)["input_ids"]
+    shared = shared_length(prompt, whole)
     return whole[:shared], whole[shared:]
 
 
-def encode_prompt(prompt: str | list[dict[str, str]], tokenizer: Any) -> list[int]:
+def encode_prompt(prompt: str | list[dict[str, Any]], tokenizer: Any, tools: Any = None) -> list[int]:
     """Token ids of a prompt as the model meets it before it answers."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return _chat(prompt, tokenizer, add_generation_prompt=True)
+    return chat_tokens(prompt, tokenizer, tools, add_generation_prompt=True)["input_ids"]
 
 
-def expected_text(completion: str | list[dict[str, str]]) -> str:
-    """The text an answer is compared with."""
-    return completion.strip() if isinstance(completion, str) else completion[-1]["content"].strip()
+def encode_prompts(rows: Any, tokenizer: Any) -> list[list[int]]:
+    """Those of rows from ``load_data``."""
+    tools = rows["tools"] if "tools" in rows.column_names else [None] * len(rows)
+    return [encode_prompt(prompt, tokenizer, own) for prompt, own in zip(rows["prompt"], tools, strict=True)]
 
 
-def prompt_text(prompt: str | list[dict[str, str]]) -> str:
+def expected_text(completion: str | list[dict[str, Any]]) -> str:
+    """The text an answer is compared with; of a call of tools what is called, as JSON."""
+    return completion.strip() if isinstance(completion, str) else prompt_text(completion).strip()
+
+
+def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """The prompt for people to read: its last message."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if isinstance(prompt, str):
+        return prompt
+    last = prompt[-1]
+    return last.get("content") or json.dumps(last.get("tool_calls"), ensure_ascii=False)
 
 
-def _chat(messages: list[dict[str, str]], tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
+def shared_length(one: list[int], other: list[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def chat_tokens(messages: list[dict[str, Any]], tokenizer: Any, tools: Any = None, **options: Any) -> dict[str, Any]:
+    """What the tokenizer's chat template makes of messages.
+
+    Raises:
+        BoneError: it refuses them.
+    """
+    tools = {"tools": tools} if tools else {}
     try:
-        encoded = tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
-        )
+        encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **tools, **options)
     except Exception as error:  # a template is a program of the base's
         reason = brief(error).rstrip(" .")
         raise BoneError(f"The base's chat template refuses these messages: {reason}.") from error
-    return encoded["input_ids"]
+    return encoded

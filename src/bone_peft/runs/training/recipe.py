@@ -16,6 +16,8 @@ from bone_peft.io.yaml_file import parse_yaml, read_yaml
 from .. import recipes
 from . import settings
 
+_TRAIN_ON = ("all", "last")
+
 
 @dataclass
 class Recipe:
@@ -32,6 +34,7 @@ class Recipe:
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
         quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+        train_on: ``"all"`` answers of a chat are learned, or the ``"last"`` of each.
         context_chunk: rows are learned in pieces of so many tokens; RWKV's state is carried on, gradients are not. Rows
             are whole then, if ``training.max_length`` does not say otherwise.
         tensor_parallel: of several processes, each has a part of every layer, and all of them the same rows.
@@ -52,6 +55,7 @@ class Recipe:
     dtype: str = "bfloat16"
     seed: int = 0
     quantize: str = "none"
+    train_on: str = "all"
     context_chunk: int | None = None
     tensor_parallel: bool = False
     continue_from: str | None = None
@@ -103,6 +107,7 @@ class Recipe:
             else:
                 raise settings.unknown_key(key, own, where)
         copy._check_types(where)
+        copy._check_learning(where)
         return copy
 
     def checked(self) -> "Recipe":
@@ -154,14 +159,18 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")
-        chunk = self.context_chunk
-        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-            raise BoneError(f"context_chunk in {where} must be a whole number, 1 or more, found {chunk!r}.")
         for name in ("trust_remote_code", "allow_unused", "tensor_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")
         if not (self.chat is None or isinstance(self.chat, bool)):
             raise BoneError(f"chat in {where} must be true or false, found {self.chat!r}.")
+
+    def _check_learning(self, where: str) -> None:
+        if self.train_on not in _TRAIN_ON:
+            raise BoneError(f"train_on in {where} must be {' or '.join(_TRAIN_ON)}, found {self.train_on!r}.")
+        chunk = self.context_chunk
+        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+            raise BoneError(f"context_chunk in {where} must be a whole number, 1 or more, found {chunk!r}.")
 
 
 def parse_value(text: str) -> Any:

@@ -161,13 +161,8 @@ def may_checkpoint(settings: dict[str, Any], tensor_parallel: bool) -> bool:
 
 
 def cannot_train(error: Exception) -> BoneError:
-    """What a library says against the settings (or a chat template against the rows), as our sentence."""
-    from jinja2 import TemplateError
-
-    reason = f"{brief(error).rstrip(' .')}."
-    if isinstance(error, TemplateError):
-        return BoneError(f"The base's chat template refuses the rows: {reason}")
-    return BoneError(f"These settings cannot be trained with: {reason}")
+    """What a library says against the settings, as our sentence."""
+    return BoneError(f"These settings cannot be trained with: {brief(error).rstrip(' .')}.")
 
 
 def check_held_out(training: dict[str, Any], given: bool) -> None:

@@ -274,6 +274,7 @@ def _build_trainer(
             peft_config=config,
             may_checkpoint=may_checkpoint(recipe.training, recipe.tensor_parallel),
             context_chunk=recipe.context_chunk,
+            train_on=recipe.train_on,
             say=partial(console.print, markup=False),
         )
         cut = trainer.cut["train"]

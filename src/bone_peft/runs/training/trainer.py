@@ -16,7 +16,9 @@ from bone_peft.errors import BoneError
 from bone_peft.method.tuner.saved import gathered
 from bone_peft.method.tuner.sharded import is_spread
 
+from ..data import is_chat
 from ..evaluation import check_reach
+from .chat_labels import labeled
 from .cut_rows import CutRows
 from .finite import all_finite, in_words, not_finite, weights_are_finite
 from .step_trainer import StepTrainer
@@ -31,9 +33,13 @@ class RunTrainer(StepTrainer):
     Attributes:
         cut: what ``max_length`` cost, by the name of the rows (train, eval).
         is_asked_to_stop: whether somebody asked this process to.
+
+    Args:
+        train_on: which answers of a chat are learned, as for :func:`~bone_peft.runs.training.chat_labels.labeled`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, train_on: str = "all", **kwargs: Any) -> None:
+        self._train_on = train_on
         self.cut: dict[str, CutRows] = {}
         self._losses: list[Any] = []
         self._unchecked: list[tuple[int, list[Any], Any, Any]] = []
@@ -46,12 +52,29 @@ class RunTrainer(StepTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: Any
     ) -> Any:
+        if is_chat(dataset):
+            dataset = self._labeled(dataset, processing_class, args, dataset_name)
         # First whole, to see what is lost; then cut (and packed) by TRL from its own tokens.
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
         tokens = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
         self.cut[dataset_name] = CutRows.of(tokens, args, packing)
         return super()._prepare_dataset(tokens, processing_class, args, packing, None, dataset_name)
+
+    def _labeled(self, chats: Any, tokenizer: Any, args: Any, name: str) -> Any:
+        """Chats as tokens, with the answers that are learned."""
+        train_on = "all" if args.assistant_only_loss else self._train_on
+        of = {"tokenizer": tokenizer, "train_on": train_on, "everything": args.completion_only_loss is False}
+        columns = chats.column_names
+        rows = chats.map(labeled, fn_kwargs=of, remove_columns=columns, num_proc=args.dataset_num_proc)
+        skipped = sum(rows["skipped"])
+        if skipped:
+            kind = "training" if name == "train" else "held-out"
+            self._say(
+                f"{skipped} earlier answers of the {kind} rows are not learned: the base's chat template writes them "
+                "otherwise once more is said."
+            )
+        return rows.remove_columns("skipped")
 
     def try_settings(self) -> None:
         """Make the batches, the optimizer and the schedule once: what fails there fails before anything is written."""

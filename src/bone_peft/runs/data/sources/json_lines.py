@@ -1,11 +1,12 @@
 """JSON Lines (``.jsonl``), or one JSON list (``.json``)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from bone_peft.errors import BoneError
 
-from ..json_rows import json_rows
+from ..json_rows import Number, json_rows
 
 
 def accepts(source: str) -> bool:
@@ -13,7 +14,7 @@ def accepts(source: str) -> bool:
 
 
 def read(source: str) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, Features, Json, List, concatenate_datasets
 
     path = Path(source)
     if not path.is_file():
@@ -26,10 +27,31 @@ def read(source: str) -> Any:
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
+    objects = {name: _as_written(values) for name, values in columns.items() if _holds_objects(values)}
+    plain = {name: values for name, values in columns.items() if name not in objects}
     try:
-        return Dataset.from_dict(columns)
+        tables = [Dataset.from_dict(plain)] if plain or not objects else []
+        if objects:
+            tables.append(Dataset.from_dict(objects, features=Features(dict.fromkeys(objects, List(Json())))))
+        return concatenate_datasets(tables, axis=1)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise _disagreement(source, lines, columns) from error
+
+
+def _holds_objects(values: list[Any]) -> bool:
+    """Whether a field holds lists of objects, such as messages, whose parts may be others in each row."""
+    there = [value for value in values if value is not None]
+    lists = all(isinstance(value, list) and all(isinstance(part, dict) for part in value) for value in there)
+    return lists and any(there)
+
+
+def _as_written(value: Any) -> Any:
+    """With numbers in place of their text."""
+    if isinstance(value, dict):
+        return {name: _as_written(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_as_written(part) for part in value]
+    return json.loads(value) if isinstance(value, Number) else value
 
 
 def _disagreement(source: str, lines: list[int], columns: dict[str, list[Any]]) -> BoneError:

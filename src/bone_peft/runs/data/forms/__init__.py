@@ -1,0 +1,35 @@
+"""What the columns of a table may mean, one file for each form. A form is added by adding its file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol
+
+from . import columns
+from .reading import Reading
+
+
+class Form(Protocol):
+    """A form of rows; a module with these two functions is one."""
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        """Whether a table with columns of these names is of this form, and of no other."""
+
+    def rows(self, dataset: Any, reading: Reading) -> Any:
+        """The table with the columns ``prompt`` and ``completion`` (and ``tools``), or a ``BoneError``."""
+
+
+FORMS: list[Form] = [
+    module
+    for found in iter_modules(__path__)
+    if hasattr(module := import_module(f"{__name__}.{found.name}"), "recognizes")
+]
+
+
+def rows_of(dataset: Any, reading: Reading) -> Any:
+    """The rows by the form that recognizes them; by two columns where none does, or where those are named."""
+    names = dataset.column_names
+    form = None if reading.fields else next((form for form in FORMS if form.recognizes(names)), None)
+    return (columns if form is None else form).rows(dataset, reading)

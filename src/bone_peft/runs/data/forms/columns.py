@@ -1,0 +1,63 @@
+"""Two columns, a prompt and its completion: of text, or each of messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+from .reading import Reading, converted
+from .talk import is_talk, talk
+
+
+def rows(dataset: Any, reading: Reading) -> Any:
+    """Two named columns of text; as chat, one user and one assistant message."""
+    prompt_field, completion_field = reading.fields or ("prompt", "completion")
+    missing = [name for name in (prompt_field, completion_field) if name not in dataset.column_names]
+    if missing:
+        raise BoneError(
+            f"{reading.source} has no field {' or '.join(map(repr, missing))}; "
+            f"it has {', '.join(dataset.column_names)}: name two of them with --fields PROMPT COMPLETION."
+        )
+    template = reading.template
+    if template is not None and "{prompt}" not in template:
+        raise BoneError("template has no {prompt} in it, so the prompt would be lost; add it where it belongs.")
+    if template is not None and template.count("{completion}") > 1:
+        raise BoneError("template has {completion} in it more than once; the answer is learned in one place.")
+    if all(is_talk(dataset[0][field]) for field in (prompt_field, completion_field)):
+        reading.need_chat()
+
+        def joined(row: dict[str, Any], index: int) -> dict[str, Any]:
+            both = [*(row[prompt_field] or []), *(row[completion_field] or [])]
+            return talk(both, row.get("tools"), reading, index)
+
+        return converted(dataset, joined, chat=True, tools=True)
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        prompt = reading.text(row, prompt_field, index)
+        completion = reading.text(row, completion_field, index)
+        if template is not None:
+            prompt, completion = _fill(template, prompt, completion)
+        return asked(prompt, completion, reading.chat)
+
+    return converted(
+        dataset.remove_columns("tools") if "tools" in dataset.column_names else dataset, convert, chat=reading.chat
+    )
+
+
+def asked(prompt: str, completion: str, chat: bool, before: tuple[dict[str, str], ...] = ()) -> dict[str, Any]:
+    """A row of one question and its answer, after messages ``before``."""
+    if not chat:
+        return {"prompt": prompt, "completion": completion}
+    return {
+        "prompt": [*before, {"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": completion}],
+    }
+
+
+def _fill(template: str, prompt: str, completion: str) -> tuple[str, str]:
+    """Prompt and completion in their template; the blank before ``{completion}`` is learned, as text is tokenized."""
+    before, marker, after = template.partition("{completion}")
+    asked = before.rstrip() if marker else before
+    answered = before[len(asked) :] + completion + after
+    return asked.replace("{prompt}", prompt), answered

@@ -1,0 +1,73 @@
+"""``Reading``: how a table is to be read, and what every form does with its rows."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bone_peft.errors import BoneError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one source are wanted.
+
+    Attributes:
+        source: its name, for sentences.
+        chat: whether they become messages.
+        fields: names of the prompt and the completion column, if they were given.
+        template: plain text around the prompt, and perhaps the completion.
+        start: the prompt of a document.
+    """
+
+    source: str
+    chat: bool
+    fields: Sequence[str] | None = None
+    template: str | None = None
+    start: str = ""
+
+    def refuse_template(self, what: str) -> None:
+        if self.template is not None:
+            raise BoneError(f"{self.source} holds {what}, and template is for a prompt and an answer: leave it out.")
+
+    def need_chat(self) -> None:
+        if not self.chat:
+            raise BoneError(
+                f"{self.source} holds chat messages, which need a base with a chat template and no --no-chat; "
+                "name plain columns with --fields instead."
+            )
+        self.refuse_template("chat messages")
+
+    def text(self, row: dict[str, Any], field: str, index: int) -> str:
+        """What a field holds, if that is text or a number."""
+        value = row[field]
+        if isinstance(value, str) and value:
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return str(value)
+        raise self.fault(index, f"field {field!r} must hold text, found {reprlib.repr(value)}; mend or drop it.")
+
+    def fault(self, index: int, sentence: str) -> BoneError:
+        return BoneError(f"Row {index + 1} of {self.source}: {sentence}")
+
+
+def converted(
+    dataset: Any, convert: Callable[[dict[str, Any], int], dict[str, Any]], *, chat: bool, tools: bool = False
+) -> Any:
+    """Each row by ``convert(row, index)``; messages and ``tools``, of whatever parts, stay as they are written."""
+    from datasets import Features, Json, List, Value
+
+    kind = List(Json()) if chat else Value("string")
+    features = {"prompt": kind, "completion": kind}
+    if tools and "tools" in dataset.column_names:
+        features["tools"] = List(Json())
+    return dataset.map(
+        convert,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=Features(features),
+        keep_in_memory=True,
+    )

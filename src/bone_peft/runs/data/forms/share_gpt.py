@@ -1,0 +1,57 @@
+"""A column ``conversations`` of ``from`` and ``value``, as ShareGPT has it; or of a role and a content each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from .reading import Reading, converted
+from .talk import talk
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+_CALL = "function_call"
+
+
+def recognizes(names: Collection[str]) -> bool:
+    return "conversations" in names and "messages" not in names
+
+
+def rows(dataset: Any, reading: Reading) -> Any:
+    reading.need_chat()
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        said = row["conversations"]
+        messages = [_message(m, reading, index) for m in said] if isinstance(said, list) else said
+        if row.get("system") and isinstance(messages, list):
+            messages = [{"role": "system", "content": row["system"]}, *messages]
+        return talk(messages, row.get("tools"), reading, index)
+
+    return converted(dataset, convert, chat=True, tools=True)
+
+
+def _message(message: Any, reading: Reading, index: int) -> Any:
+    if not isinstance(message, dict) or "from" not in message:
+        return message
+    said, value = message["from"], message.get("value")
+    if said == _CALL:
+        return {"role": "assistant", "tool_calls": [{"type": "function", "function": _call(value, reading, index)}]}
+    return {"role": _ROLES.get(said, said), "content": value}
+
+
+def _call(value: Any, reading: Reading, index: int) -> dict[str, Any]:
+    try:
+        call = json.loads(value) if isinstance(value, str) else value
+        return {"name": call["name"], "arguments": call["arguments"]}
+    except (ValueError, KeyError, TypeError):
+        raise reading.fault(index, "a function_call must hold a JSON object of a name and arguments.") from None

@@ -1,0 +1,78 @@
+"""Messages of a chat: which are taken, and where the last answer is."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Any
+
+from .reading import Reading
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def is_talk(value: Any) -> bool:
+    """Whether a field holds messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def talk(messages: Any, tools: Any, reading: Reading, index: int) -> dict[str, Any]:
+    """The row of a chat: what stands before its last answer, and that answer. What follows it is left out.
+
+    Raises:
+        BoneError: no messages, a role that no chat has, a message that says nothing, or no answer to anything.
+    """
+    kept = [_message(message, reading, index) for message in _listed(messages, reading, index)]
+    while kept and kept[-1]["role"] != "assistant":
+        kept.pop()
+    if len(kept) < 2:
+        raise reading.fault(
+            index,
+            "messages must each have a role and a content of text, with an answer (role assistant) to what stands "
+            f"before it; found {reprlib.repr(messages)}.",
+        )
+    row = {"prompt": kept[:-1], "completion": kept[-1:]}
+    return row if tools is None else row | {"tools": _tools(tools, reading, index)}
+
+
+def _listed(messages: Any, reading: Reading, index: int) -> list[Any]:
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        return messages
+    raise reading.fault(index, f"messages must be a list of a role and a content each, found {reprlib.repr(messages)}.")
+
+
+def _message(message: dict[str, Any], reading: Reading, index: int) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise reading.fault(
+            index, f"a message has the role {reprlib.repr(role)}, and messages are of {', '.join(ROLES)}."
+        )
+    if isinstance(content, list):
+        content = _joined(content)
+        message = {**message, "content": content}
+    calls = role == "assistant" and bool(message.get("tool_calls"))
+    if not (isinstance(content, str) and (content or role != "assistant" or calls)) and not (content is None and calls):
+        raise reading.fault(
+            index,
+            f"messages must each have a role and a content of text, and this one of {role} has "
+            f"{reprlib.repr(message.get('content'))}.",
+        )
+    return message
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Content in parts as one text, if all of them are text."""
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    said = [text for text in texts if isinstance(text, str)]
+    return "".join(said) if len(said) == len(parts) else parts
+
+
+def _tools(tools: Any, reading: Reading, index: int) -> Any:
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools else []
+        except ValueError:
+            tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise reading.fault(index, "tools must be a list of objects, or that as JSON text.")
+    return tools

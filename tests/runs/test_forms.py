@@ -1,0 +1,147 @@
+"""Rows as people have them: chats with tools, ShareGPT, Alpaca, tables of separated values."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+
+from bone_peft.errors import BoneError
+from bone_peft.runs.data import load_data
+
+CHATTY = SimpleNamespace(chat_template="{{ messages }}")
+PLAIN = SimpleNamespace(chat_template=None)
+
+
+def said(**roles) -> list[dict]:
+    return [{"role": role, "content": content} for role, content in roles.items()]
+
+
+def lines(path, *rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def called(**arguments) -> dict:
+    function = {"name": "weather", "arguments": arguments}
+    return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+
+
+def test_calls_of_tools_stay_as_they_are_written(tmp_path):
+    """Arguments of one row have no part in another's, and numbers are numbers."""
+    first = [*said(user="a"), called(days=3, share=1.5), {"role": "tool", "content": "sun"}, *said(assistant="b")]
+    second = [*said(user="c"), called(city="Ulm")]
+    source = lines(tmp_path / "x.jsonl", {"messages": first, "tools": TOOLS}, {"messages": second, "tools": []})
+    rows = load_data(source, tokenizer=CHATTY)
+    assert rows[0] == {"prompt": first[:-1], "completion": first[-1:], "tools": TOOLS}
+    assert rows[1] == {"prompt": second[:-1], "completion": second[-1:], "tools": []}
+
+    both = load_data([source, lines(tmp_path / "y.jsonl", {"messages": first})], tokenizer=CHATTY)
+    assert both["tools"] == [TOOLS, [], None]
+    as_text = lines(tmp_path / "z.jsonl", {"messages": second, "tools": json.dumps(TOOLS)})
+    assert load_data(as_text, tokenizer=CHATTY)["tools"] == [TOOLS]
+
+
+def test_parts_of_text_are_one_text(tmp_path):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    source = lines(tmp_path / "x.jsonl", {"messages": [{"role": "user", "content": parts}, *said(assistant="c")]})
+    assert load_data(source, tokenizer=CHATTY)[0]["prompt"] == said(user="ab")
+    picture = [*parts, {"type": "image_url", "image_url": {"url": "x"}}]
+    source = lines(tmp_path / "y.jsonl", {"messages": [{"role": "user", "content": picture}, *said(assistant="c")]})
+    with pytest.raises(BoneError, match=r"Row 1 .*content of text"):
+        load_data(source, tokenizer=CHATTY)
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([{"role": "User", "content": "a"}, *said(assistant="b")], "role 'User', and messages are of system"),
+        ([{"content": "a"}, *said(assistant="b")], "role None"),
+        ([*said(user="a"), {"role": "assistant", "content": ""}], "content of text"),
+        ([*said(user="a"), {"role": "assistant", "content": None}], "content of text"),
+        ([{"role": "user", "content": None}, *said(assistant="b")], "content of text"),
+        (said(user="a"), "with an answer"),
+    ],
+)
+def test_messages_that_are_none(tmp_path, messages, says):
+    good = {"messages": [*said(user="a", assistant="b")]}
+    with pytest.raises(BoneError, match=f"Row 2 of .*{says}"):
+        load_data(lines(tmp_path / "x.jsonl", good, {"messages": messages}), tokenizer=CHATTY)
+
+
+def test_prompts_and_completions_of_messages(tmp_path):
+    row = {"prompt": said(system="s", user="a"), "completion": said(assistant="b")}
+    assert load_data(lines(tmp_path / "x.jsonl", row), tokenizer=CHATTY)[0] == row
+    with pytest.raises(BoneError, match="need a base with a chat template"):
+        load_data(lines(tmp_path / "x.jsonl", row), tokenizer=PLAIN)
+
+
+def test_share_gpt(tmp_path):
+    turns = (("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"), ("human", "e"))
+    source = lines(tmp_path / "x.jsonl", {"id": 1, "conversations": [{"from": f, "value": v} for f, v in turns]})
+    expected = [*said(system="s", user="a", assistant="b"), *said(user="c", assistant="d")]
+    assert load_data(source, tokenizer=CHATTY)[0] == {"prompt": expected[:-1], "completion": expected[-1:]}
+    Dataset.from_list([{"conversations": [{"from": f, "value": v} for f, v in turns]}]).to_parquet(
+        tmp_path / "x.parquet"
+    )
+    assert load_data(str(tmp_path / "x.parquet"), tokenizer=CHATTY)[0]["prompt"] == expected[:-1]
+
+    call = [("human", "a"), ("function_call", '{"name": "weather", "arguments": {"days": 3}}'), ("observation", "sun")]
+    row = {"conversations": [{"from": f, "value": v} for f, v in (*call, ("gpt", "b"))], "system": "s"}
+    found = load_data(lines(tmp_path / "y.jsonl", row), tokenizer=CHATTY)[0]
+    made = {name: value for name, value in called(days=3).items() if value is not None}
+    assert found["prompt"] == [*said(system="s", user="a"), made, *said(tool="sun")]
+
+    for odd, says in (([{"from": "narrator", "value": "a"}], "role 'narrator'"), (["a"], "must be a list of a role")):
+        with pytest.raises(BoneError, match=f"Row 1 of .*{says}"):
+            load_data(lines(tmp_path / "z.jsonl", {"conversations": odd}), tokenizer=CHATTY)
+
+
+def test_alpaca(tmp_path):
+    row = {"instruction": "Add.", "input": "2 and 3", "output": "5", "text": "all of it"}
+    without = {"instruction": "Say hello.", "input": "", "output": "Hello."}
+    source = lines(tmp_path / "x.jsonl", row, without)
+    assert load_data(source, tokenizer=CHATTY).to_list() == [
+        {"prompt": said(user="Add.\n\n2 and 3"), "completion": said(assistant="5")},
+        {"prompt": said(user="Say hello."), "completion": said(assistant="Hello.")},
+    ]
+    assert load_data(source, tokenizer=PLAIN).to_list() == [
+        {"prompt": "### Instruction:\nAdd.\n\n### Input:\n2 and 3\n\n### Response:\n", "completion": "5"},
+        {"prompt": "### Instruction:\nSay hello.\n\n### Response:\n", "completion": "Hello."},
+    ]
+    talk = row | {"system": "s", "history": [["a", "b"]]}
+    found = load_data(lines(tmp_path / "y.jsonl", talk), tokenizer=CHATTY)[0]["prompt"]
+    assert found == [*said(system="s", user="a", assistant="b"), *said(user="Add.\n\n2 and 3")]
+    with pytest.raises(BoneError, match="history needs a base with a chat template"):
+        load_data(lines(tmp_path / "y.jsonl", talk), tokenizer=PLAIN)
+    assert load_data(source, tokenizer=PLAIN, fields=("instruction", "output"))[0]["prompt"] == "Add."
+
+
+def test_separated_values(tmp_path):
+    (tmp_path / "x.csv").write_text('\ufeffprompt,completion,note\n007,"a, ""b""\nc",\n', encoding="utf-8")
+    (tmp_path / "x.tsv").write_text("prompt\tcompletion\n1.50\tx y\n", encoding="utf-8")
+    assert load_data(str(tmp_path / "x.csv"))[0] == {"prompt": "007", "completion": 'a, "b"\nc'}
+    assert load_data(str(tmp_path / "x.tsv"))[0] == {"prompt": "1.50", "completion": "x y"}
+    assert len(load_data([str(tmp_path / "*.csv"), str(tmp_path / "x.tsv")])) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "no rows"),
+        (b",b\na,b\n", "name its columns"),
+        (b"prompt,completion\n", "no rows"),
+        (b"prompt,completion\na,b\na,b,c\n", "line 3 has 3 values, and there are 2"),
+        (b"prompt,prompt\na,b\n", "each otherwise"),
+        (b'prompt,completion\na,"b\n', "line 2 is no row"),
+        (b"prompt,completion\na,\xe9\n", "not UTF-8"),
+        (b"a,b\n1,2\n", "no field 'prompt' or 'completion'; it has a, b"),
+    ],
+)
+def test_separated_values_that_are_none(tmp_path, text, says):
+    (tmp_path / "x.csv").write_bytes(text)
+    with pytest.raises(BoneError, match=says):
+        load_data(str(tmp_path / "x.csv"))
