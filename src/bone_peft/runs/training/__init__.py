@@ -2,6 +2,6 @@
 
 from .recipe import Recipe
 from .result import TrainResult
-from .train import TrainingStopped, train
+from .train import TrainingStopped, dry_run, train
 
-__all__ = ["Recipe", "TrainResult", "TrainingStopped", "train"]
+__all__ = ["Recipe", "TrainResult", "TrainingStopped", "dry_run", "train"]

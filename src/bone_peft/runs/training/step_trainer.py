@@ -1,5 +1,7 @@
 """TRL's trainer, with steps that are computed without padding, without waits, and without what is not needed."""
 
+import itertools
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -124,6 +126,19 @@ class StepTrainer(SFTTrainer):
         """Compute layers again in backward where a step would not fit otherwise."""
         if not self._may_checkpoint or self._is_sharded():
             return
+        needed = self.bytes_of_a_step()
+        if not fits(needed, self.args.device):
+            self._checkpoints = True
+            model = self.plain_model
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+            self._say(
+                f"A step would need {needed / 2**30:.1f} GiB for backward: layers are computed again there "
+                "(gradient checkpointing)."
+            )
+
+    def bytes_of_a_step(self) -> int:
+        """What the longest batch keeps for backward, if nothing is computed again."""
         model, size = self.plain_model, self.args.per_device_train_batch_size
         base = model.get_base_model()
         data: Any = self.train_dataset
@@ -132,15 +147,20 @@ class StepTrainer(SFTTrainer):
         if not self._in_lines:
             lengths = lengths[:1] * size
         needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len)[:chunk], lengths)
-        needed += logits_bytes(base, min(sum(lengths), self._most_answers(base)))
-        if not fits(needed, self.args.device):
-            self._checkpoints = True
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-            self._say(
-                f"A step would need {needed / 2**30:.1f} GiB for backward: layers are computed again there "
-                "(gradient checkpointing)."
-            )
+        return needed + logits_bytes(base, min(sum(lengths), self._most_answers(base)))
+
+    def seconds_of_a_batch(self) -> float:
+        """Of forward and backward, by trying two; nothing is learned."""
+        model: Any = self.model
+        model.train()
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        with by_rows(model.get_base_model()) if self._in_lines else nullcontext():
+            for inputs in itertools.islice(itertools.cycle(self.get_train_dataloader()), 2):
+                start = time.perf_counter()
+                self.training_step(model, inputs).item()  # waits for the device
+                seconds = time.perf_counter() - start
+        model.zero_grad()
+        return seconds
 
     def _may_record(self) -> bool:
         """Whether steps may be CUDA graphs: of one process, all of it on the GPU."""

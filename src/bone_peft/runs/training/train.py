@@ -3,6 +3,7 @@
 import signal
 import time
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from bone_peft.io.names import brief
 from bone_peft.io.whole import full_disk_is_explained
 
 from ..data import document_start, load_data, sources_in, without, written
+from . import preview
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
 from .lost_process import ending, is_of_another
@@ -35,6 +37,23 @@ class TrainingStopped(KeyboardInterrupt):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+
+@explains_missing_extras
+def dry_run(recipe: Recipe, *, console: Console) -> None:
+    """Show what a run would learn from and take: rows with what is learned of them, lengths, memory, time.
+
+    Nothing is learned, written or replaced. In one process.
+
+    Raises:
+        BoneError: as :func:`train`.
+    """
+    recipe = recipe.checked()
+    with TemporaryDirectory() as nowhere:
+        trainer, tokenizer, _, _ = _prepare(recipe, RunFolder(nowhere), console)
+        if trainer.args.world_size > 1:
+            raise BoneError("--dry-run looks at a run from one process: leave out what starts several.")
+        preview.show(trainer, tokenizer, preview.Extent.of(trainer, 1), console)
 
 
 @explains_missing_extras
@@ -168,6 +187,7 @@ def _prepare(
             console.print(sentence)
     trainable, total = trainer.model.get_nb_trainable_parameters()
     console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
+    console.print(str(preview.Extent.of(trainer, 1 if recipe.tensor_parallel else arguments.world_size)))
     result = TrainResult(
         adapter=str(run.place / run.adapter.name),
         trainable_parameters=trainable,

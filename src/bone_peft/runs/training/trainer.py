@@ -33,6 +33,7 @@ class RunTrainer(StepTrainer):
     Attributes:
         cut: what ``max_length`` cost, by the name of the rows (train, eval).
         is_asked_to_stop: whether somebody asked this process to.
+        planned_steps: of the optimizer, in the whole run; as :meth:`try_settings` finds it.
 
     Args:
         train_on: which answers of a chat are learned, as for :func:`~bone_peft.runs.training.chat_labels.labeled`.
@@ -44,6 +45,7 @@ class RunTrainer(StepTrainer):
         self._losses: list[Any] = []
         self._unchecked: list[tuple[int, list[Any], Any, Any]] = []
         self.is_asked_to_stop = False
+        self.planned_steps = 0
         self._another_is = False
         super().__init__(**kwargs)
 
@@ -84,7 +86,7 @@ class RunTrainer(StepTrainer):
             check_reach(self.plain_model, pc.max(ids.values).as_py(), pc.max(pc.list_value_length(ids)).as_py())
         self._check_sharding()
         self.choose_how()
-        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        steps = self.planned_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self.create_optimizer_and_scheduler(num_training_steps=steps)
             self.optimizer = self.lr_scheduler = None
