@@ -3,7 +3,7 @@
 from typing import Any
 
 from bone_peft.errors import BoneError
-from bone_peft.method.compat.gguf import unpacking
+from bone_peft.method.compat.gguf import read_once, unpacking
 
 from ..checkpoints.gguf_file import GgufCheckpoint
 from ..gguf_path import accepts, path_of
@@ -13,10 +13,15 @@ __all__ = ["accepts", "load"]
 
 
 def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if "quantization_config" in kwargs:
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
+    with read_once():
+        return _load(base, trust_remote_code, **kwargs)
+
+
+def _load(base: str, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     path = path_of(base)
     checkpoint = GgufCheckpoint(base, "auto")
     # Built within limits, before Transformers builds it without.

@@ -19,7 +19,7 @@ from bone_peft.io.gguf_header import check_gguf
 from bone_peft.io.names import brief
 from bone_peft.io.safetensors_file import header_bytes
 from bone_peft.method.compat.checkpoint_names import separate_names
-from bone_peft.method.compat.gguf import is_converted, settings_of
+from bone_peft.method.compat.gguf import is_converted, read_once, settings_of
 from bone_peft.method.tuner.experts.fused import FusedLinear
 
 from ..gguf_path import accepts, path_of
@@ -110,6 +110,10 @@ class GgufCheckpoint:
 
     @cached_property
     def config(self) -> Any:
+        with read_once():
+            return self._config()
+
+    def _config(self) -> Any:
         try:
             # Transformers reads the whole vocabulary on its way. How long that is has been looked at.
             settings = bounded(lambda: settings_of(**self._where), self.path, seconds=60)
@@ -136,7 +140,7 @@ class GgufCheckpoint:
         from gguf import GGUFReader
 
         try:
-            return GGUFReader(self.path)
+            return GGUFReader(str(self.path))  # as Transformers calls it: one that is there is taken
         except Exception as error:
             raise BoneError(f"{self.path} is damaged, or no GGUF file ({brief(error)}): take another copy.") from error
 
@@ -163,7 +167,8 @@ class GgufCheckpoint:
 
         architecture = read_field(self._reader, "general.architecture")[0]
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=self.config.to_dict())
-        names = get_gguf_hf_weights_map(_Named(self.model, self.model.base_model_prefix), processor)
+        with read_once():
+            names = get_gguf_hf_weights_map(_Named(self.model, self.model.base_model_prefix), processor)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         found: dict[str, GgufTensor] = {}
         for source in self._reader.tensors:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import transformers
@@ -26,3 +29,25 @@ def is_converted(architecture: str) -> bool:
     except ImportError:
         return False
     return is_gguf_arch_supported(architecture)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Have each GGUF file read once, and each table of names made once, while this lasts.
+
+    Transformers reads the file for the config, the tokenizer and the weights, each time with all words of the
+    vocabulary, which takes seconds; and for each module of the model it makes the same table of names.
+    """
+    import gguf
+
+    if hasattr(gguf.GGUFReader, "cache_info"):
+        yield
+        return
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, original in before.items():
+        setattr(gguf, name, cache(original))
+    try:
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(gguf, name, original)

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from packaging.version import Version
 
 from bone_peft.errors import BoneError
@@ -134,6 +133,8 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_p
     sft_config = _sft_config()
     if may_checkpoint(settings, tensor_parallel):
         settings = {"gradient_checkpointing": False, **settings}
+    import torch
+
     if not torch.accelerator.is_available():
         settings = {"use_cpu": True, **settings}  # else Accelerate leaves each of several processes by itself
     try:
