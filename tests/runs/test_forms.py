@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from bone_peft.errors import BoneError
 from bone_peft.runs.data import load_data
+from bone_peft.runs.training import Recipe
 
 CHATTY = SimpleNamespace(chat_template="{{ messages }}")
 PLAIN = SimpleNamespace(chat_template=None)
@@ -43,6 +44,18 @@ def test_calls_of_tools_stay_as_they_are_written(tmp_path):
     assert both["tools"] == [TOOLS, [], None]
     as_text = lines(tmp_path / "z.jsonl", {"messages": second, "tools": json.dumps(TOOLS)})
     assert load_data(as_text, tokenizer=CHATTY)["tools"] == [TOOLS]
+
+
+def test_a_table_of_one_kind_of_objects(tmp_path):
+    """Parquet holds for each object the parts of all; those that are another row's do not come in."""
+    first = [*said(user="a"), called(days=3), *said(assistant="b")]
+    second = [*said(user="c"), called(city="Ulm")]
+    Dataset.from_dict({"messages": [first, second]}).to_parquet(tmp_path / "x.parquet")
+    assert Dataset.from_parquet(str(tmp_path / "x.parquet"))[0]["messages"] != first
+    found = load_data(str(tmp_path / "x.parquet"), tokenizer=CHATTY)
+    assert [message.get("tool_calls") for message in found[0]["prompt"]] == [None, called(days=3)["tool_calls"]]
+    assert "tool_calls" not in found[0]["prompt"][0]
+    assert found[1]["completion"][0]["tool_calls"] == called(city="Ulm")["tool_calls"]
 
 
 def test_parts_of_text_are_one_text(tmp_path):
@@ -118,6 +131,22 @@ def test_alpaca(tmp_path):
     with pytest.raises(BoneError, match="history needs a base with a chat template"):
         load_data(lines(tmp_path / "y.jsonl", talk), tokenizer=PLAIN)
     assert load_data(source, tokenizer=PLAIN, fields=("instruction", "output"))[0]["prompt"] == "Add."
+
+
+def test_sources_with_weights(tmp_path):
+    for name, count in (("a", 4), ("b", 8)):
+        rows = [{"prompt": f"{name}{n}", "completion": "x"} for n in range(count)]
+        lines(tmp_path / f"{name}.jsonl", *rows)
+    given = {str(tmp_path / "a.jsonl"): 2, str(tmp_path / "b*.jsonl"): 0.25}
+    prompts = load_data(given)["prompt"][:]
+    assert prompts[:8] == ["a0", "a1", "a2", "a3"] * 2
+    assert len(set(prompts[8:])) == len(prompts[8:]) == 2 and load_data(given)["prompt"][:] == prompts
+
+
+@pytest.mark.parametrize("weight", [0, -1, True, "2", float("inf")])
+def test_a_weight_that_is_none(weight):
+    with pytest.raises(BoneError, match="how often its rows are taken"):
+        Recipe().merged({"data": {"x.jsonl": weight}})
 
 
 def test_separated_values(tmp_path):

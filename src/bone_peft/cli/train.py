@@ -86,6 +86,12 @@ def train(
         list[str] | None,
         typer.Option(metavar="SOURCE", help="Training rows; repeat it for more.", rich_help_panel=_MODEL),
     ] = None,
+    data_weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="NUMBER", help="How often rows of each --data are taken, in its order.", rich_help_panel=_MODEL
+        ),
+    ] = None,
     eval_data: Annotated[
         list[str] | None,
         typer.Option(metavar="SOURCE", help="Held-out rows; left out of training.", rich_help_panel=_MODEL),
@@ -166,6 +172,8 @@ def train(
     for name, parse in readers.items():
         if name in given:
             given[name] = parse(given[name])
+    if data_weight:
+        given["data"] = _weighted(data or [], data_weight)
     values = {_PLACES[name]: value for name, value in given.items()}
     if bf16 is not None:
         values["dtype"] = "bfloat16" if bf16 else "float32"
@@ -217,6 +225,12 @@ def _modules(text: str) -> str | list[str]:
 
 def _one_or_more(sources: list[str]) -> str | list[str]:
     return sources[0] if len(sources) == 1 else sources
+
+
+def _weighted(sources: list[str], weights: list[float]) -> dict[str, float]:
+    if len(sources) != len(weights) or len(set(sources)) != len(sources):
+        raise BoneError(f"Give one --data-weight for each --data: {len(weights)} weights, {len(sources)} sources.")
+    return dict(zip(sources, weights, strict=True))
 
 
 def _setting(text: str) -> tuple[str, Any]:

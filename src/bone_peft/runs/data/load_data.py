@@ -1,6 +1,7 @@
 """``load_data``: read sources and bring them into the form that training and evaluation share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Any
 
 from bone_peft.errors import BoneError
@@ -13,7 +14,7 @@ from .sources import read
 
 
 def load_data(
-    source: str | Sequence[str],
+    source: str | Sequence[str] | Mapping[str, float],
     *,
     tokenizer: Any = None,
     fields: tuple[str, str] | list[str] | None = None,
@@ -24,7 +25,8 @@ def load_data(
 
     Args:
         source: a ``.jsonl``, ``.json``, ``.parquet``, ``.csv`` or ``.tsv`` file, a pattern of such files
-            (``data/*.jsonl``), ``gym:TASK?key=value``, or a ``datasets`` name; or several, one after the other.
+            (``data/*.jsonl``), ``gym:TASK?key=value``, or a ``datasets`` name. Several are read one after the other; in
+            a mapping, each has beside it how often its rows are taken (0.25: a quarter of them, drawn once; 2: twice).
         tokenizer: decides whether rows become chat messages (it has a chat template) when ``chat`` is None.
         fields: names of the prompt and the completion column. Left out, the columns tell: ``prompt`` and
             ``completion``, ``messages`` (and ``tools``), ShareGPT's ``conversations``, Alpaca's ``instruction``,
@@ -48,10 +50,13 @@ def load_data(
     as_chat = has_template if chat is None else chat
     if as_chat:
         check_chat_template(tokenizer)
-    names = sources_in(source)
-    if not names:
+    weights = source if isinstance(source, Mapping) else {}
+    each = [source] if isinstance(source, str) else source
+    given = [(name, weights.get(one, 1)) for one in each for name in sources_in(one)]
+    if not given:
         raise BoneError("data names no source; give a file, a `datasets` name, or gym:TASK.")
-    tables = [_read(name, fields, as_chat, template, start) for name in names]
+    names = [name for name, _ in given]
+    tables = [_taken(_read(name, fields, as_chat, template, start), weight) for name, weight in given]
     if any("tools" in table.column_names for table in tables):
         tables = [_with_tools(table) for table in tables]
     for name, table in zip(names, tables, strict=True):
@@ -70,6 +75,16 @@ def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: 
     if len(dataset) == 0:
         raise BoneError(f"{source} holds no rows; there is nothing to learn or to score.")
     return rows_of(dataset, Reading(source, as_chat, fields, template, start))
+
+
+def _taken(table: Any, weight: float) -> Any:
+    """Each row as often as ``weight`` says."""
+    if weight == 1:
+        return table
+    whole, part = divmod(weight, 1)
+    rows = range(len(table))
+    more = sorted(Random(0).sample(rows, max(round(part * len(rows)), int(whole == 0))))
+    return table.select([*(int(whole) * [*rows]), *more])
 
 
 def _with_tools(table: Any) -> Any:

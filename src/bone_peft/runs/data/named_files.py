@@ -1,6 +1,6 @@
 """Which files a source names: itself where there is one of that name, else what matches it as a pattern."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from bone_peft.io.place import with_home
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
-def sources_in(given: str | Sequence[str]) -> list[str]:
+def sources_in(given: str | Iterable[str]) -> list[str]:
     """Every source that ``given`` (one, or several) names; a pattern such as ``data/*.jsonl`` as its files."""
     return [source for name in ([given] if isinstance(given, str) else given) for source in _expanded(name)]
 
 
-def written(given: str | Sequence[str]) -> str:
+def written(given: str | Iterable[str]) -> str:
     """The source or sources as one writes them in a sentence."""
     return given if isinstance(given, str) else ", ".join(given)
 

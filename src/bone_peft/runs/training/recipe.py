@@ -17,6 +17,7 @@ from .. import recipes
 from . import settings
 
 _TRAIN_ON = ("all", "last")
+_MOST_OFTEN = 1000
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Recipe:
 
     Attributes:
         base: base model, as for :func:`bone_peft.files.bases.load_base`.
-        data: training rows, as for :func:`bone_peft.runs.data.load_data`; a list is read one after the other.
+        data: training rows, as for :func:`bone_peft.runs.data.load_data`; a list is read one after the other, and a
+            table of sources has beside each how often its rows are taken.
         fields: names of the prompt and the completion column.
         chat: True for chat messages, False for plain text, None to follow the base's tokenizer.
         template: plain text around the prompt, with ``{prompt}`` where it goes, and with ``{completion}`` the answer.
@@ -46,7 +48,7 @@ class Recipe:
     """
 
     base: str = ""
-    data: str | list[str] = ""
+    data: str | list[str] | dict[str, float] = ""
     fields: list[str] | None = None
     chat: bool | None = None
     template: str | None = None
@@ -150,6 +152,9 @@ class Recipe:
             value = getattr(self, name)
             if isinstance(value, list) and value and all(isinstance(source, str) and source for source in value):
                 continue
+            if name == "data" and isinstance(value, dict) and value:
+                _check_weights(value, where)
+                continue
             if not isinstance(value, str) and not (value is None and name == "eval_data"):
                 raise BoneError(f"{name} in {where} must be a source or a list of sources, found {value!r}.")
         optional = ("template", "continue_from")
@@ -171,6 +176,16 @@ class Recipe:
         chunk = self.context_chunk
         if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
             raise BoneError(f"context_chunk in {where} must be a whole number, 1 or more, found {chunk!r}.")
+
+
+def _check_weights(weights: dict[Any, Any], where: str) -> None:
+    for source, weight in weights.items():
+        number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= _MOST_OFTEN
+        if not (isinstance(source, str) and source and number):
+            raise BoneError(
+                f"data in {where} must have a source and how often its rows are taken, such as `rows.jsonl: 0.5`; "
+                f"found {source!r}: {weight!r}."
+            )
 
 
 def parse_value(text: str) -> Any:

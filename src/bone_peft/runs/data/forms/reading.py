@@ -64,10 +64,22 @@ def converted(
     features = {"prompt": kind, "completion": kind}
     if tools and "tools" in dataset.column_names:
         features["tools"] = List(Json())
+    filled_up = [name for name, kind in dataset.features.items() if "{" in repr(kind) and "Json" not in repr(kind)]
+
+    def from_row(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return convert(row | {name: _there(row[name]) for name in filled_up}, index)
+
     return dataset.map(
-        convert,
+        from_row,
         with_indices=True,
         remove_columns=dataset.column_names,
         features=Features(features),
         keep_in_memory=True,
     )
+
+
+def _there(value: Any) -> Any:
+    """Without the parts that a table of one kind of objects holds for other rows."""
+    if isinstance(value, dict):
+        return {name: _there(part) for name, part in value.items() if part is not None}
+    return [_there(part) for part in value] if isinstance(value, list) else value
