@@ -161,9 +161,12 @@ def test_a_model_folder_that_is_an_adapter(adapter):
     refused(bone("generate", "--base", adapter, "hello"), "--adapter")
 
 
-def test_eval_needs_something_to_score(adapter, rows_file):
+def test_eval_needs_something_to_score(adapter, rows_file, tmp_path):
     refused(bone("eval", "--data", rows_file), "nothing to score")
-    refused(bone("eval", "--data", rows_file, "--adapter", adapter), "--base")
+    nameless = shutil.copytree(adapter, tmp_path / "nameless")
+    config = json.loads((nameless / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
+    (nameless / "adapter_config.json").write_text(json.dumps(config))
+    refused(bone("eval", "--data", rows_file, "--adapter", nameless), "name the base with --base")
 
 
 def test_an_empty_prompt(plain_base):

@@ -134,3 +134,42 @@ def test_help_of_train_lists_the_shipped_recipes():
     shown = bone("train", "--help").output
     assert all(name in shown for name in recipes.names())
     assert {"demo", "metamath-bone", "metamath-bat"} <= set(recipes.names())
+
+
+def test_a_run_is_as_good_as_its_adapter_and_names_its_base(run, chat_base, tmp_path, monkeypatch):
+    held_out = run.parent / "held-out.jsonl"
+    rows = ("--data", held_out, "--fields", "query", "response", "--no-bf16", "--json")
+    named = bone("eval", "--base", chat_base, "--adapter", run / "adapter", *rows, tmp_path / "named.json")
+    found = bone("eval", "--adapter", run, *rows, tmp_path / "found.json")
+    assert named.exit_code == found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "named.json").read_text()) == json.loads((tmp_path / "found.json").read_text())
+
+    answers = [
+        bone("generate", *given, "37+1=", "--no-bf16", "--max-new-tokens", 4)
+        for given in (("--base", chat_base, "--adapter", run / "adapter"), ("--adapter", run))
+    ]
+    assert answers[0].exit_code == 0 and answers[0].output == answers[1].output
+    assert bone("inspect", run).output == bone("inspect", run / "adapter").output
+    converted = bone("convert", run, "--to", "bone", "--out", tmp_path / "copy")
+    assert converted.exit_code == 0, converted.output
+    again = bone("merge", "--base", chat_base, "--adapter", run, "--out", tmp_path / "merged", "--no-bf16")
+    assert again.exit_code == 0, again.output
+    one, other = (load_file(folder / "model.safetensors") for folder in (run / "merged", tmp_path / "merged"))
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_base_in_this_folder_is_found_from_another(chat_base, rows_file, tmp_path, monkeypatch):
+    (tmp_path / "base").symlink_to(chat_base)
+    monkeypatch.chdir(tmp_path)
+    options = ("--fields", "query", "response", "--no-bf16", "--r", 8, "--steps", 1)
+    trained = bone("train", "--base", "base", "--data", rows_file, "--out", "run", *options)
+    assert trained.exit_code == 0, trained.output
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    answer = bone("generate", "--adapter", tmp_path / "run", "37+1=", "--max-new-tokens", 2)
+    assert answer.exit_code == 0, answer.output
+
+
+def test_nothing_to_answer_with():
+    asked = bone("generate", "hello")
+    assert asked.exit_code == 2 and "give --base, --adapter, or both" in asked.stderr

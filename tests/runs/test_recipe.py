@@ -96,3 +96,11 @@ def test_an_older_trainer_is_said_first(monkeypatch, package, name, oldest, inst
     monkeypatch.setattr(importlib.import_module(package), "__version__", installed)
     with pytest.raises(BoneError, match=f"^Training needs {name} {oldest} or newer, and {installed} is installed: pip"):
         Recipe(base="b", data="d").checked()
+
+
+@pytest.mark.parametrize(
+    ("key", "says"), [("lora_alpha", "no scale"), ("lora_r", r"adapter\.r"), ("lora_dropout", "bone_dropout")]
+)
+def test_words_of_lora_are_known(key, says):
+    with pytest.raises(BoneError, match=rf"adapter\.{key} is LoRA's: .*{says}"):
+        Recipe(base="x", data="y", out="z", adapter={key: 16}).checked()

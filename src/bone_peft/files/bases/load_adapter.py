@@ -6,10 +6,9 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief
-from bone_peft.io.place import expanded
 from bone_peft.io.safetensors_file import read_safetensors
 
-from ..adapters import Adapter, read_adapter, write_adapter
+from ..adapters import Adapter, adapter_at, read_adapter, write_adapter
 from ..adapters.peft_folder import PREFIX
 from ..adapters.rwkv_names import are_rwkv
 
@@ -19,8 +18,8 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
 
     Args:
         model: a base from :func:`bone_peft.files.bases.load_base`.
-        folder: a PEFT folder (``adapter_config.json`` and ``adapter_model.safetensors``), or RWKV-PEFT's ``.pth`` file.
-            Either may have RWKV's own names of modules.
+        folder: a PEFT folder (``adapter_config.json`` and ``adapter_model.safetensors``), the folder of a run, or
+            RWKV-PEFT's ``.pth`` file. Any of them may have RWKV's own names of modules.
         trainable: leave the adapter's parameters trainable.
 
     Returns:
@@ -31,7 +30,7 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False) -> 
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    folder = expanded(folder)
+    folder = adapter_at(folder)
     if folder.suffix == ".pth":
         return _load_by_hf_names(model, read_adapter(folder)[0], folder, trainable)
     for name in ("adapter_config.json", "adapter_model.safetensors"):

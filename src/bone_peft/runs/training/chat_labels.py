@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..evaluation.tokens import chat_tokens, shared_length
+
+_MARK = re.compile(r"\{%-?\s*generation\b")
 
 
 def labeled(row: dict[str, Any], tokenizer: Any, train_on: str, everything: bool = False) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def labeled(row: dict[str, Any], tokenizer: Any, train_on: str, everything: bool
     if everything:
         ids = chat_tokens(messages, tokenizer, tools)["input_ids"]
         return {"input_ids": ids, "labels": ids, "skipped": 0}
-    marked = "generation" in template and train_on == "all"
+    marked = train_on == "all" and tokenizer.is_fast and _MARK.search(template) is not None
     encoded = chat_tokens(messages, tokenizer, tools, **({"return_assistant_tokens_mask": True} if marked else {}))
     ids = list(encoded["input_ids"])
     learned = list(encoded["assistant_masks"]) if marked else []

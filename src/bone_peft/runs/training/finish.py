@@ -1,5 +1,6 @@
 """After the last step: what is dear is written first, what is nice to have follows, and only what is missing."""
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bone_peft.files.kinds import ADAPTER
+from bone_peft.io.place import expanded
 from bone_peft.io.whole import whole_folder
 from bone_peft.method.compat.zero3 import run_without_its_engine
 from bone_peft.method.tuner.saved import gathered
@@ -27,9 +29,15 @@ def save_adapter(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> 
         return
     with whole_folder(run.adapter, ADAPTER, replace=True) as staging:
         for config in model.peft_config.values():
-            config.base_model_name_or_path = recipe.base
+            config.base_model_name_or_path = _from_anywhere(recipe.base)
         model.save_pretrained(str(staging), state_dict=tensors)
         tokenizer.save_pretrained(str(staging))
+
+
+def _from_anywhere(base: str) -> str:
+    """The name of a base, so that it is found from another folder too."""
+    path = expanded(base) if base.startswith("~") else Path(base)
+    return str(path.absolute()) if path.exists() else base
 
 
 def is_complete(result: TrainResult, run: RunFolder) -> bool:

@@ -32,6 +32,15 @@ _NOT_IN_ADAPTER = {
     "peft_version": "nothing: it is the installed one",
     "inference_mode": "bone eval or bone generate",
 }
+_NO_SCALE = "Bone has no scale beside its blocks, so leave it out; the learning rate alone says how much is learned"
+_OF_LORA = {
+    **dict.fromkeys(("alpha", "lora_alpha", "alpha_pattern", "scaling", "use_rslora"), _NO_SCALE),
+    **dict.fromkeys(("lora_r", "rank", "lora_rank", "lora_dim"), "Bone's blocks have the size adapter.r (--r)"),
+    **dict.fromkeys(("lora_dropout", "dropout"), "Bone's is adapter.bone_dropout (--dropout)"),
+    "lora_target_modules": "they are adapter.target_modules (--target-modules) here",
+    "use_dora": "Bone has no such part; adapter.init_weights=bat is its stronger form",
+    "init_lora_weights": "Bone's is adapter.init_weights: true, false or bat",
+}
 _NOT_IN_TRAINING = {
     "output_dir": "out",
     "report_to": "nothing: a run logs to TensorBoard",
@@ -183,6 +192,8 @@ def _check_section(section: str, given: dict[str, Any], config: type, not_here: 
     for name, value in given.items():
         if name in not_here:
             raise BoneError(f"{section}.{name} is set by the run itself; use {not_here[name]} instead.")
+        if section == "adapter" and name in _OF_LORA:
+            raise BoneError(f"adapter.{name} is LoRA's: {_OF_LORA[name]}.")
         if f"{section}.{name}" not in known:
             raise unknown_key(f"{section}.{name}", known, "the recipe")
         kind = _CHOICES.get(name, kinds[name])
