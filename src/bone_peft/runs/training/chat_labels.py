@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from bone_peft.errors import BoneError
+
 from ..evaluation.tokens import chat_tokens, shared_length
 
 _MARK = re.compile(r"\{%-?\s*generation\b")
@@ -37,20 +39,29 @@ def labeled(row: dict[str, Any], tokenizer: Any, train_on: str, everything: bool
 
     learned, skipped = [0] * len(ids), 0
     # The first message of a chat answers nothing.
-    answers = [index for index, message in enumerate(messages) if index and message["role"] == "assistant"]
-    for index in answers[-1:] if train_on == "last" else answers:
-        asked = chat_tokens(messages[:index], tokenizer, tools, add_generation_prompt=True)["input_ids"]
-        start, end = shared_length(asked, ids), len(ids)
-        if index != answers[-1]:
-            answered = chat_tokens(messages[: index + 1], tokenizer, tools)["input_ids"]
-            end = shared_length(answered, ids)
-            before = chat_tokens(messages[:index], tokenizer, tools)["input_ids"]
-            rest = tokenizer.decode(answered[end:], skip_special_tokens=True).strip()
-            if start < shared_length(before, asked) or end <= start or rest:
-                skipped += 1
-                continue
+    *earlier, last = [index for index, message in enumerate(messages) if index and message["role"] == "assistant"]
+    for index in [] if train_on == "last" else earlier:
+        start, end = _place(messages, index, tools, tokenizer, ids)
         learned[start:end] = [1] * (end - start)
+        skipped += start == end
+    asked = chat_tokens(messages[:last], tokenizer, tools, add_generation_prompt=True)["input_ids"]
+    start = shared_length(asked, ids)
+    learned[start:] = [1] * (len(ids) - start)
     return {"input_ids": ids, "labels": _where(ids, learned), "skipped": skipped}
+
+
+def _place(messages: list[Any], index: int, tools: Any, tokenizer: Any, ids: list[int]) -> tuple[int, int]:
+    """Where an answer stands in the whole, by what the chat is before it and with it; twice the same if not so."""
+    try:
+        asked = chat_tokens(messages[:index], tokenizer, tools, add_generation_prompt=True)["input_ids"]
+        answered = chat_tokens(messages[: index + 1], tokenizer, tools)["input_ids"]
+    except BoneError:  # some templates take no chat that ends there
+        return 0, 0
+    start, end = shared_length(asked, ids), shared_length(answered, ids)
+    rest = tokenizer.decode(answered[end:], skip_special_tokens=True).strip()
+    if start < shared_length(asked, answered) or end < start or rest:
+        return 0, 0
+    return start, end
 
 
 def _where(ids: list[int], learned: list[int]) -> list[int]:
