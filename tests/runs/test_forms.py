@@ -42,8 +42,22 @@ def test_calls_of_tools_stay_as_they_are_written(tmp_path):
 
     both = load_data([source, lines(tmp_path / "y.jsonl", {"messages": first})], tokenizer=CHATTY)
     assert both["tools"] == [TOOLS, [], None]
+    some = lines(tmp_path / "some.jsonl", {"messages": first, "tools": TOOLS}, {"messages": first})
+    assert load_data(some, tokenizer=CHATTY)["tools"] == [TOOLS, None]
+
     as_text = lines(tmp_path / "z.jsonl", {"messages": second, "tools": json.dumps(TOOLS)})
     assert load_data(as_text, tokenizer=CHATTY)["tools"] == [TOOLS]
+
+
+def test_arguments_of_a_call_in_json_text_are_an_object(tmp_path):
+    """So OpenAI writes them, and templates would write that text as text once more."""
+    text = called()
+    text["tool_calls"][0]["function"]["arguments"] = '{"days": 3}'
+    source = lines(tmp_path / "x.jsonl", {"messages": [*said(user="a"), text]})
+    assert load_data(source, tokenizer=CHATTY)[0]["completion"] == [called(days=3)]
+    text["tool_calls"][0]["function"]["arguments"] = "three days"
+    source = lines(tmp_path / "y.jsonl", {"messages": [*said(user=5), text]})
+    assert load_data(source, tokenizer=CHATTY)[0] == {"prompt": said(user="5"), "completion": [text]}
 
 
 def test_a_table_of_one_kind_of_objects(tmp_path):

@@ -27,6 +27,7 @@ def loss_in_chunks(
     size: int,
     wanted: bool,
     backward: Callable[[Callable[[], Tensor], bool], Tensor] | None = None,
+    shared: Any = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The summed loss of ``batch`` and, if wanted, the sums that TRL's metrics are made of.
 
@@ -40,6 +41,8 @@ def loss_in_chunks(
         wanted: whether the sums are.
         backward: takes what computes the loss of a piece, and whether it is the last to be learned from; runs it, and
             backward. Left out, nothing is learned.
+        shared: ``model`` in what several processes have around it, for the last piece: they may have different numbers
+            of pieces, and meet there only.
     """
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     pieces = [x.split(size, 1) for x in (batch["input_ids"], batch["attention_mask"], targets)]
@@ -52,9 +55,10 @@ def loss_in_chunks(
         if index > last:
             break  # nobody asks for the state
 
-        def piece_loss(ids: Tensor = ids, mask: Tensor = mask, wants: Tensor = wants) -> Tensor:
+        def piece_loss(index: int = index, ids: Tensor = ids, mask: Tensor = mask, wants: Tensor = wants) -> Tensor:
             nonlocal state, sums
-            output = model(input_ids=ids, attention_mask=mask, past_key_values=state, use_cache=True)
+            run = shared if backward is not None and shared is not None and index == last else model
+            output = run(input_ids=ids, attention_mask=mask, past_key_values=state, use_cache=True)
             state = output.past_key_values
             logits, here = output.logits.flatten(0, 1).float(), wants.flatten()
             if sums is not None:

@@ -114,7 +114,7 @@ def _memory(trainer: Any) -> list[str]:
 
 def _time(trainer: Any, extent: Extent) -> str:
     seconds = trainer.seconds_of_a_batch() * trainer.args.gradient_accumulation_steps * extent.steps
-    return f"Time: {_in_words(seconds)} for {extent.steps:,} steps, by two batches that were tried."
+    return f"Time: {_in_words(seconds)} or less for {extent.steps:,} steps, by two batches that were tried."
 
 
 def _in_words(seconds: float) -> str:

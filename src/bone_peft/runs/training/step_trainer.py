@@ -296,18 +296,17 @@ class StepTrainer(SFTTrainer):
         """With backward done already, of a model in training."""
         scale = self._scale(inputs["labels"][:, 1:], num_items_in_batch)
         if not model.training:
-            return loss_in_chunks(model, inputs, self._context_chunk or 0, False)[0] * scale
+            return loss_in_chunks(self.plain_model, inputs, self._context_chunk or 0, False)[0] * scale
         parts = self._parts_of_step(num_items_in_batch)
 
         def backward(loss_of_piece: Callable[[], Any], is_last: bool) -> Any:
-            # Processes may have different numbers of pieces: they share their gradients after the last of each.
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 loss = loss_of_piece()
                 self.accelerator.backward(loss * scale / parts)
             return loss
 
         wanted = self._is_logged()
-        loss, sums = loss_in_chunks(model, inputs, self._context_chunk or 0, wanted, backward)
+        loss, sums = loss_in_chunks(self.plain_model, inputs, self._context_chunk or 0, wanted, backward, shared=model)
         self._tokens += int(inputs["attention_mask"].sum())
         if sums is not None:
             self._sums.append(sums)

@@ -67,7 +67,8 @@ def converted(
     filled_up = [name for name, kind in dataset.features.items() if "{" in repr(kind) and "Json" not in repr(kind)]
 
     def from_row(row: dict[str, Any], index: int) -> dict[str, Any]:
-        return convert(row | {name: _there(row[name]) for name in filled_up}, index)
+        found = convert(row | {name: _there(row[name]) for name in filled_up}, index)
+        return found | ({"tools": None} if "tools" in features and "tools" not in found else {})
 
     return dataset.map(
         from_row,

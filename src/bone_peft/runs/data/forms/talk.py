@@ -50,7 +50,12 @@ def _message(message: dict[str, Any], reading: Reading, index: int) -> dict[str,
     if isinstance(content, list):
         content = _joined(content)
         message = {**message, "content": content}
+    if isinstance(content, int | float) and not isinstance(content, bool):
+        content = str(content)
+        message = {**message, "content": content}
     calls = role == "assistant" and bool(message.get("tool_calls"))
+    if calls:
+        message = {**message, "tool_calls": [_call(call) for call in message["tool_calls"]]}
     if not (isinstance(content, str) and (content or role != "assistant" or calls)) and not (content is None and calls):
         raise reading.fault(
             index,
@@ -58,6 +63,18 @@ def _message(message: dict[str, Any], reading: Reading, index: int) -> dict[str,
             f"{reprlib.repr(message.get('content'))}.",
         )
     return message
+
+
+def _call(call: Any) -> Any:
+    """A call with its arguments as an object, as templates want them; OpenAI writes that as JSON text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _joined(parts: list[Any]) -> Any:
