@@ -53,7 +53,7 @@ check-all: SHELL := /bin/bash -o pipefail
 check-all: $(READY)
 	$(BIN)/python -m checks.peft_suite | tee checks/last/peft_suite.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.architectures --again --table docs/architectures.md
-	ALL_ARCHITECTURES=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/files/test_outline.py | tee checks/last/outline.txt
+	ALL_ARCHITECTURES=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/files/test_outline.py | tee checks/last/outline.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.reach | tee checks/last/reach.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.lines | tee checks/last/lines.txt
 	$(BIN)/python -m fuzz.run --kind read --count 10000 | tee checks/last/fuzz-read.txt
