@@ -18,7 +18,7 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "house.svg"
 _INK, _FAINT, _WALL, _ARROW = "#1f2933", "#5b6875", "#eef2f6", "#2563a8"
-_LEFT, _RIGHT, _HEIGHT, _STEP = 0.9, 9.3, 1.0, 1.25
+_LEFT, _RIGHT, _HEIGHT, _STEP = 0.9, 9.3, 1.25, 1.5
 
 
 def storeys() -> list[list[str]]:
@@ -55,7 +55,7 @@ def facts() -> str:
 def draw(path: Path) -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bone-peft", "font.family": "sans-serif"})
     levels, used = storeys(), uses()
-    figure = Figure(figsize=(11, 1.25 * len(levels)))
+    figure = Figure(figsize=(11, _STEP * len(levels)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 11), ylim=(-0.2, len(levels) * _STEP))
     axes.axis("off")

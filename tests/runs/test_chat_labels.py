@@ -79,6 +79,19 @@ def test_an_answer_that_is_written_otherwise_later_is_skipped(tokenizer):
     assert whole.startswith("<u>a</s><a>b</s>") and runs == ["d</s>", "y|f</s>"] and skipped == 1
 
 
+def test_an_answer_without_weight_is_not_learned(tokenizer):
+    """As OpenAI has it; of a template that marks answers too."""
+    for template in ("plain", "marked"):
+        tokenizer.chat_template = TEMPLATES[template]
+        for place, expected in ((2, "g|h</s>"), (4, "cd</s>")):
+            row = row_of(CHAT)
+            messages = [*row["prompt"], *row["completion"]]
+            messages[place] = messages[place] | {"weight": 0}
+            labels = labeled({"prompt": messages[:-1], "completion": messages[-1:]}, tokenizer, "all")["labels"]
+            text = tokenizer.decode([token for token in labels if token != -100]).replace(" ", "")
+            assert text == expected
+
+
 def test_an_answer_to_nothing_is_not_learned(tokenizer):
     chat = [("assistant", "hi"), ("user", "a"), ("assistant", "b")]
     assert learned(tokenizer, "plain", chat)[1:] == (["b</s>"], 0)

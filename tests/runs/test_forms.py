@@ -91,6 +91,8 @@ def test_parts_of_text_are_one_text(tmp_path):
         ([*said(user="a"), {"role": "assistant", "content": None}], "content of text"),
         ([{"role": "user", "content": None}, *said(assistant="b")], "content of text"),
         (said(user="a"), "with an answer"),
+        ([{"role": ["user"], "content": "a"}, *said(assistant="b")], "role"),
+        ([*said(user="a"), {"role": "assistant", "content": None, "tool_calls": "f"}], "tool_calls must be a list"),
     ],
 )
 def test_messages_that_are_none(tmp_path, messages, says):
@@ -104,6 +106,10 @@ def test_prompts_and_completions_of_messages(tmp_path):
     assert load_data(lines(tmp_path / "x.jsonl", row), tokenizer=CHATTY)[0] == row
     with pytest.raises(BoneError, match="need a base with a chat template"):
         load_data(lines(tmp_path / "x.jsonl", row), tokenizer=PLAIN)
+    # What is asked may hold answers; they are context, and only what completes it is learned.
+    row = {"prompt": said(user="a", assistant="b") + said(user="c"), "completion": said(assistant="d")}
+    found = load_data(lines(tmp_path / "y.jsonl", row), tokenizer=CHATTY)[0]["prompt"]
+    assert found == [*said(user="a"), said(assistant="b")[0] | {"weight": 0}, *said(user="c")]
 
 
 def test_share_gpt(tmp_path):
@@ -122,7 +128,11 @@ def test_share_gpt(tmp_path):
     made = {name: value for name, value in called(days=3).items() if value is not None}
     assert found["prompt"] == [*said(system="s", user="a"), made, *said(tool="sun")]
 
-    for odd, says in (([{"from": "narrator", "value": "a"}], "role 'narrator'"), (["a"], "must be a list of a role")):
+    for odd, says in (
+        ([{"from": "narrator", "value": "a"}], "role 'narrator'"),
+        ([{"from": [1], "value": "a"}], "role"),
+        (["a"], "must be a list of a role"),
+    ):
         with pytest.raises(BoneError, match=f"Row 1 of .*{says}"):
             load_data(lines(tmp_path / "z.jsonl", {"conversations": odd}), tokenizer=CHATTY)
 

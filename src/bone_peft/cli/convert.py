@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def convert(
-    adapter: str = typer.Argument(..., help="Folder or file of an adapter of any format."),
+    adapter: str = typer.Argument(..., help="Folder or file of an adapter of any format, or folder of a run."),
     *,
     to: str = typer.Option(..., help="bone, miss, lora or rwkv."),
     out: str = typer.Option(..., help="Folder to write; for rwkv a .pth file."),

@@ -43,8 +43,8 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """The prompt for people to read: its last message."""
     if isinstance(prompt, str):
         return prompt
-    last = prompt[-1]
-    return last.get("content") or json.dumps(last.get("tool_calls"), ensure_ascii=False)
+    said, called = prompt[-1].get("content"), prompt[-1].get("tool_calls")
+    return json.dumps(called, ensure_ascii=False) if called and not said else said or ""
 
 
 def shared_length(one: list[int], other: list[int]) -> int:

@@ -1,6 +1,5 @@
 """After the last step: what is dear is written first, what is nice to have follows, and only what is missing."""
 
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -36,7 +35,7 @@ def save_adapter(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> 
 
 def _from_anywhere(base: str) -> str:
     """The name of a base, so that it is found from another folder too."""
-    path = expanded(base) if base.startswith("~") else Path(base)
+    path = expanded(base)
     return str(path.absolute()) if path.exists() else base
 
 

@@ -56,7 +56,7 @@ class Extent:
         )
 
 
-def show(trainer: Any, tokenizer: Any, extent: Extent, console: Console) -> None:
+def show(trainer: Any, tokenizer: Any, console: Console) -> None:
     """The first rows with what is learned marked, lengths, memory and time."""
     rows = trainer.train_dataset
     for index in range(min(_ROWS, len(rows))):
@@ -64,7 +64,7 @@ def show(trainer: Any, tokenizer: Any, extent: Extent, console: Console) -> None
         console.print(_marked(rows[index], tokenizer, colour=console.color_system is not None))
     console.rule("all rows", align="left")
     console.print(_histogram([n for batch in _batches(rows, "input_ids") for n in batch.value_lengths().to_pylist()]))
-    for sentence in (*_memory(trainer), _time(trainer, extent), "Nothing was trained (--dry-run)."):
+    for sentence in (_memory(trainer), _time(trainer), "Nothing was trained (--dry-run)."):
         console.print(sentence, highlight=False)
 
 
@@ -99,7 +99,7 @@ def _histogram(lengths: list[int]) -> Table:
     return table
 
 
-def _memory(trainer: Any) -> list[str]:
+def _memory(trainer: Any) -> str:
     model = trainer.plain_model
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # Weights, gradient and AdamW's two moments, in float32; the weights are counted with the base.
@@ -109,12 +109,13 @@ def _memory(trainer: Any) -> list[str]:
     total = (sum(parts.values()) + step) / 2**30
     free = free_bytes(trainer.args.device)
     there = "" if free is None else f" {(free + model.get_memory_footprint()) / 2**30:.1f} GiB are there."
-    return [f"Memory: {total:.2f} GiB ({said}).{there}"]
+    return f"Memory: {total:.2f} GiB ({said}).{there}"
 
 
-def _time(trainer: Any, extent: Extent) -> str:
-    seconds = trainer.seconds_of_a_batch() * trainer.args.gradient_accumulation_steps * extent.steps
-    return f"Time: {_in_words(seconds)} or less for {extent.steps:,} steps, by two batches that were tried."
+def _time(trainer: Any) -> str:
+    steps = trainer.planned_steps
+    seconds = trainer.seconds_of_a_batch() * trainer.args.gradient_accumulation_steps * steps
+    return f"Time: {_in_words(seconds)} or less for {steps:,} steps, by two batches that were tried."
 
 
 def _in_words(seconds: float) -> str:

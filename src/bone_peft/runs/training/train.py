@@ -53,7 +53,7 @@ def dry_run(recipe: Recipe, *, console: Console) -> None:
         trainer, tokenizer, _, _ = _prepare(recipe, RunFolder(nowhere), console)
         if trainer.args.world_size > 1:
             raise BoneError("--dry-run looks at a run from one process: leave out what starts several.")
-        preview.show(trainer, tokenizer, preview.Extent.of(trainer, 1), console)
+        preview.show(trainer, tokenizer, console)
 
 
 @explains_missing_extras

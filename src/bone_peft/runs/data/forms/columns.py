@@ -28,8 +28,9 @@ def rows(dataset: Any, reading: Reading) -> Any:
         reading.need_chat()
 
         def joined(row: dict[str, Any], index: int) -> dict[str, Any]:
-            both = [*(row[prompt_field] or []), *(row[completion_field] or [])]
-            return talk(both, row.get("tools"), reading, index)
+            # What is asked holds answers that are context here.
+            context = [m | {"weight": 0} if m.get("role") == "assistant" else m for m in row[prompt_field] or []]
+            return talk([*context, *(row[completion_field] or [])], row.get("tools"), reading, index)
 
         return converted(dataset, joined, chat=True, tools=True)
 

@@ -64,7 +64,7 @@ def converted(
     features = {"prompt": kind, "completion": kind}
     if tools and "tools" in dataset.column_names:
         features["tools"] = List(Json())
-    filled_up = [name for name, kind in dataset.features.items() if "{" in repr(kind) and "Json" not in repr(kind)]
+    filled_up = [name for name, kind in dataset.features.items() if _is_of_objects(kind)]
 
     def from_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         found = convert(row | {name: _there(row[name]) for name in filled_up}, index)
@@ -77,6 +77,11 @@ def converted(
         features=Features(features),
         keep_in_memory=True,
     )
+
+
+def _is_of_objects(kind: Any) -> bool:
+    """Whether a column has objects with the same parts in each row, or lists of them."""
+    return isinstance(kind, dict) or (hasattr(kind, "feature") and _is_of_objects(kind.feature))
 
 
 def _there(value: Any) -> Any:

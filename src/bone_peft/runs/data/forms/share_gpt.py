@@ -46,7 +46,7 @@ def _message(message: Any, reading: Reading, index: int) -> Any:
     said, value = message["from"], message.get("value")
     if said == _CALL:
         return {"role": "assistant", "tool_calls": [{"type": "function", "function": _call(value, reading, index)}]}
-    return {"role": _ROLES.get(said, said), "content": value}
+    return {"role": _ROLES.get(said, said) if isinstance(said, str) else said, "content": value}
 
 
 def _call(value: Any, reading: Reading, index: int) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def _message(message: dict[str, Any], reading: Reading, index: int) -> dict[str,
         content = str(content)
         message = {**message, "content": content}
     calls = role == "assistant" and bool(message.get("tool_calls"))
+    if calls and not isinstance(message["tool_calls"], list):
+        raise reading.fault(index, f"tool_calls must be a list, found {reprlib.repr(message['tool_calls'])}.")
     if calls:
         message = {**message, "tool_calls": [_call(call) for call in message["tool_calls"]]}
     if not (isinstance(content, str) and (content or role != "assistant" or calls)) and not (content is None and calls):
