@@ -194,11 +194,12 @@ def train(
 
 def _recipe(name: str | None, out: str | None, resume: bool) -> Any:
     """The recipe named, else the one of the run to resume, else an empty one."""
+    from bone_peft.runs.data.sources import SUFFIXES
     from bone_peft.runs.training.recipe import Recipe
     from bone_peft.runs.training.run_folder import RunFolder
 
     if name is not None:
-        if name.endswith((".jsonl", ".json", ".parquet")):
+        if name.endswith(SUFFIXES):
             raise BoneError(f"{name} is no recipe; give rows by --data, repeated, or a pattern in quotes.")
         return Recipe.load(name)
     if resume and out is not None:

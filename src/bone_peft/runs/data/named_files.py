@@ -7,7 +7,7 @@ from pathlib import Path
 from bone_peft.errors import BoneError
 from bone_peft.io.place import with_home
 
-_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+from .sources import SUFFIXES
 
 
 def sources_in(given: str | Iterable[str]) -> list[str]:
@@ -21,7 +21,7 @@ def written(given: str | Iterable[str]) -> str:
 
 
 def _expanded(name: str) -> list[str]:
-    if not name.endswith(_SUFFIXES):
+    if not name.endswith(SUFFIXES):
         return [name]
     path = with_home(name)
     if Path(path).exists() or not has_magic(path):

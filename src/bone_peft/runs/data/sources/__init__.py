@@ -8,7 +8,10 @@ from .. import hub
 
 
 class Source(Protocol):
-    """A kind of source; a module with these two functions is one."""
+    """A kind of source; a module with these two functions is one.
+
+    If it is of files, ``SUFFIXES`` are the ends of their names.
+    """
 
     def accepts(self, source: str) -> bool:
         """True when ``source`` is of this kind, and of no other."""
@@ -18,6 +21,9 @@ class Source(Protocol):
 
 
 SOURCES: list[Source] = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+
+SUFFIXES: tuple[str, ...] = tuple(suffix for kind in SOURCES for suffix in getattr(kind, "SUFFIXES", ()))
+"""Of the files that hold rows."""
 
 
 def read(source: str) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 from bone_peft.errors import BoneError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = tuple(_SEPARATORS)
 
 
 def accepts(source: str) -> bool:
-    return source.endswith(tuple(_SEPARATORS))
+    return source.endswith(SUFFIXES)
 
 
 def read(source: str) -> Any:

@@ -8,9 +8,11 @@ from bone_peft.errors import BoneError
 
 from ..json_rows import Number, json_rows
 
+SUFFIXES = (".jsonl", ".json")
+
 
 def accepts(source: str) -> bool:
-    return source.endswith((".jsonl", ".json"))
+    return source.endswith(SUFFIXES)
 
 
 def read(source: str) -> Any:

@@ -5,9 +5,11 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
+SUFFIXES = (".parquet",)
+
 
 def accepts(source: str) -> bool:
-    return source.endswith(".parquet")
+    return source.endswith(SUFFIXES)
 
 
 def read(source: str) -> Any:
