@@ -1,9 +1,10 @@
-"""Time and memory of one training step of an RWKV-7, against the floor: the frozen base, forward and back to its input.
+"""Time and memory of one training step of an RWKV, against the floor: the frozen base, forward and back to its input.
 
-    python benchmarks/rwkv_step.py [--size 0.1B] [--what bone --what bat-input] [--batch 4] [--length 512]
+    python benchmarks/rwkv_step.py [--size x070-0.1B] [--what bone --what bat-input] [--batch 4] [--length 512]
+        [--way plain --way checkpointing --way graphs]
 
-Weights are random, in bf16; adapters are float32. The contestants take turns, with and without gradient checkpointing;
-a step is forward, backward and AdamW. ``recurrence`` is what the recurrence alone takes, forward and backward, in all
+Weights are random, in bf16; adapters are float32. The contestants take turns, with and without gradient checkpointing,
+or as CUDA graphs; a step is forward, backward and AdamW. ``recurrence`` is what the recurrence alone takes, in all
 layers: as matrix products, and by the kernels of ``flash-linear-attention`` (on a GPU, if ``fla-core`` is installed;
 the steps take them too then). Needs neither data nor network. Prints JSON.
 """
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
@@ -29,21 +31,32 @@ from torch import Tensor, nn
 from bone_peft.costs.bench.contestants import Setting
 from bone_peft.costs.bench.machine import timed
 from bone_peft.costs.bench.training_step import Regime, compare
-from bone_peft.rwkv.fresh import fresh_model
-from bone_peft.rwkv.kernels import kernels, takes
-from bone_peft.rwkv.pth_names import TARGETS
-from bone_peft.rwkv.recurrence import recurrence as products
+from bone_peft.rwkv import fresh, fresh_x060, kernels, kernels_x060, recurrence, recurrence_x060
+from bone_peft.rwkv.pth_names import TARGETS, TARGETS_X060
+
+_FRESH = {"x070": fresh.fresh_model, "x060": fresh_x060.fresh_model}
+
+
+def _low_ranks(decay: int, value: int, gate: int) -> dict[str, int]:
+    return {f"{name}_low_rank_dim": n for name, n in (("decay", decay), ("a", decay), ("v", value), ("gate", gate))}
+
 
 SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "layers": 2, "vocab_size": 512},
-    "0.1B": {"hidden_size": 768, "layers": 12},
-    "0.4B": {"hidden_size": 1024, "layers": 24},
+    "x070-tiny": {"hidden_size": 128, "layers": 2, **_low_ranks(32, 32, 32)},
+    "x070-0.1B": {"hidden_size": 768, "layers": 12, **_low_ranks(64, 32, 128)},
+    "x070-0.4B": {"hidden_size": 1024, "layers": 24, **_low_ranks(64, 32, 128)},
+    "x070-1.5B": {"hidden_size": 2048, "layers": 24, **_low_ranks(96, 64, 256)},
+    "x070-2.9B": {"hidden_size": 2560, "layers": 32, **_low_ranks(96, 64, 320)},
+    "x060-tiny": {"hidden_size": 128, "layers": 2},
+    "x060-1.6B": {"hidden_size": 2048, "layers": 24},
 }
+"""As the authors' own models have them."""
 
 
 def main(
     what: Annotated[list[str], typer.Option(default_factory=lambda: ["bone"], show_default="bone")],
-    size: str = "0.1B",
+    way: Annotated[list[str], typer.Option(default_factory=lambda: ["plain", "checkpointing"])],
+    size: str = "x070-0.1B",
     r: int = 64,
     batch: int = 4,
     length: int = 512,
@@ -51,7 +64,7 @@ def main(
     steps: int = 5,
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = _base(size, device)
+    base = random_base(size, device)
     ids = torch.randint(1, base.config.vocab_size, (batch, length), device=device)
 
     result: dict[str, Any] = {
@@ -64,27 +77,34 @@ def main(
         "setting": {"r": r, "batch": batch, "length": length, "rounds": rounds, "steps": steps},
         "recurrence": _recurrences(base.config, ids, steps),
     }
-    for kind in ("plain", "checkpointing"):
+    targets = TARGETS if size.startswith("x070") else TARGETS_X060
+    for kind in way:
         gc.collect()  # models hold themselves in cycles
         regime = Regime(
             batch=batch,
             length=length,
             device=device,
             checkpointing=kind == "checkpointing",
+            graphs=kind == "graphs",
             rounds=rounds,
             steps=steps,
         )
-        result[kind] = compare(base, regime, Setting(list(TARGETS), r), what, partial(print, file=sys.stderr))
+        result[kind] = compare(base, regime, Setting(list(targets), r), what, partial(print, file=sys.stderr))
     print(json.dumps(result, indent=1))
 
 
-def _base(size: str, device: str) -> Any:
-    """Frozen, in bf16, and without the zeros of a new model: products with zeros can be faster than others."""
+def random_base(size: str, device: str) -> Any:
+    """Frozen, in bf16, and without the zeros of a new model: products with zeros can be faster than others.
+
+    Args:
+        size: one of :data:`SIZES`; its first word is the architecture.
+    """
     torch.manual_seed(0)
-    model = fresh_model(**SIZES[size]).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.01)
-    return model.to(device, torch.bfloat16)
+    with torch.device(device), patch("torch.nn.init.orthogonal_", lambda tensor, gain: tensor):  # takes a minute
+        model = _FRESH[size.partition("-")[0]](**SIZES[size]).requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    return model.to(torch.bfloat16)
 
 
 def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, float]]:
@@ -98,10 +118,12 @@ def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, fl
     r, k, v, a, b = (
         nn.functional.normalize(torch.randn(*ids.shape, heads, width, device=ids.device), dim=-1) for _ in range(5)
     )
-    w = torch.empty_like(r).uniform_(0.55, 1)
+    is_7 = config.model_type == "rwkv7"
+    w = torch.empty_like(r).uniform_(0.55, 1) if is_7 else -torch.empty_like(r).uniform_(0.01, 3)
     state = torch.zeros(len(ids), heads, width, width, device=ids.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    low = [tensor.bfloat16().requires_grad_() for tensor in (r, k, v, a, b)]
+    others = (r, k, v, a, b) if is_7 else (r, k, v, a[0, 0])
+    low = [tensor.bfloat16().requires_grad_() for tensor in others]
     low.insert(1, w.requires_grad_())
     exact = [tensor.detach().float().requires_grad_() for tensor in low]
 
@@ -109,12 +131,14 @@ def _recurrences(config: Any, ids: Tensor, steps: int) -> dict[str, dict[str, fl
         y, _ = function(*values, state, mask)
         return [y, *torch.autograd.grad(y, values, v.to(y.dtype))]
 
-    functions = {"products": products} | ({"flash-linear-attention": kernels} if takes(low[3]) else {})
+    products = recurrence.recurrence if is_7 else recurrence_x060.recurrence
+    theirs = kernels.kernels if is_7 else kernels_x060.kernels
+    functions = {"products": products} | ({"flash-linear-attention": theirs} if kernels.takes(low[3]) else {})
     result = {}
     for name, function in functions.items():
         begun = perf_counter()
         found = run(function, low)
-        float(found[-1].sum())
+        float(found[-1].detach().sum())
         first = perf_counter() - begun
         expected = run(products, exact)
         largest = max(float((x.float() - y).norm() / y.norm()) for x, y in zip(found, expected, strict=True))

@@ -82,3 +82,35 @@ def test_quantized_bases_keep_what_is_no_layer(base, ids, quantize):
     logits, expected = model(ids).logits.float(), exact(ids).logits
     error = float((logits - expected).norm() / expected.norm())
     assert 1e-4 < error < 0.2
+
+
+def test_rows_of_one_length_in_a_line_are_a_batch(model, ids):
+    rows, length = ids.shape
+    starts = torch.arange(rows + 1, dtype=torch.int32) * length
+    positions = torch.arange(length).repeat(rows)[None]
+    told = {"position_ids": positions, "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length}
+    expected = model(ids).logits
+    torch.testing.assert_close(model(ids.view(1, -1), **told).logits[0], expected.flatten(0, 1))
+    # Of other lengths, by the positions alone.
+    first, second = ids[:1, :11], ids[1:2]
+    positions = torch.cat((torch.arange(11), torch.arange(length)))[None]
+    told = {"position_ids": positions, "cu_seq_lens_q": torch.tensor([0, 11, 11 + length]), "max_length_q": length}
+    found = model(torch.cat((first, second), 1), **told).logits
+    torch.testing.assert_close(found[:, 11:], expected[1:2])
+
+
+@pytest.mark.parametrize("kept", [3, torch.tensor([0, 5, 6, 36])])
+def test_the_head_is_computed_where_it_is_asked_for(model, ids, kept):
+    places = kept if torch.is_tensor(kept) else torch.arange(ids.shape[1] - kept, ids.shape[1])
+    sizes = []
+    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    found = model(ids, logits_to_keep=kept).logits
+    handle.remove()
+    assert sizes == [len(places)]
+    torch.testing.assert_close(found, model(ids).logits[:, places])
+
+
+def test_a_mask_that_hides_nothing_changes_nothing(model, ids):
+    torch.testing.assert_close(model(ids, attention_mask=torch.ones_like(ids)).logits, model(ids).logits)
+    nothing = torch.zeros(1, 1, dtype=torch.long).expand(ids.shape)
+    assert not model(ids, attention_mask=nothing).logits.any()

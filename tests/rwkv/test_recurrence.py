@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bone_peft.rwkv.recurrence import recurrence, token_shift
+from bone_peft.rwkv.recurrence import recurrence
+from bone_peft.rwkv.token_shift import token_shift
 
 from .conftest import assert_same_with_gradients
 

@@ -28,12 +28,12 @@ HEADS, WIDTH = 2, 8
 # The recurrence
 
 
-def inputs(batch, time, dtype=torch.float64, hard=False):
-    r, k, v, decay = (torch.randn(batch, time, HEADS, WIDTH, dtype=torch.float64) for _ in range(4))
+def inputs(batch, time, dtype=torch.float64, hard=False, width=WIDTH):
+    r, k, v, decay = (torch.randn(batch, time, HEADS, width, dtype=torch.float64) for _ in range(4))
     # ``hard``: channels that forget all within one token, beside others that keep all.
     w = -torch.exp(6 * decay if hard else decay)
-    state = torch.randn(batch, HEADS, WIDTH, WIDTH, dtype=torch.float64)
-    u = torch.randn(HEADS, WIDTH, dtype=torch.float64)
+    state = torch.randn(batch, HEADS, width, width, dtype=torch.float64)
+    u = torch.randn(HEADS, width, dtype=torch.float64)
     return [x.to(dtype).requires_grad_() for x in (r, w, k, v, u, state)]
 
 

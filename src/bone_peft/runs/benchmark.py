@@ -28,10 +28,12 @@ class Whole:
     """One run.
 
     Attributes:
-        base: a model folder.
+        base: a model folder; for our own contestants RWKV's ``.pth`` as well.
         data: rows, as for ``bone train``.
         fields: their names for prompt and completion.
         r, lora_r: block size, and the rank that has about as many parameters.
+        training: settings beside these, for all contestants.
+        quantize: for our own, as for ``bone train``.
     """
 
     base: str
@@ -42,6 +44,8 @@ class Whole:
     max_length: int = 1024
     r: int = 64
     lora_r: int = 33
+    training: dict[str, Any] = field(default_factory=dict)
+    quantize: str = "none"
 
 
 @dataclass
@@ -175,6 +179,7 @@ def _ours(adapter: dict[str, Any], whole: Whole, training: dict[str, Any], _: An
         data=whole.data,
         fields=list(whole.fields),
         chat=False,
+        quantize=whole.quantize,
         out=str(work / "run"),
         seed=_SEED,
         adapter={"r": whole.r, "target_modules": "all-linear", **adapter},
@@ -230,7 +235,13 @@ CONTESTANTS: dict[str, Callable[[Whole, dict[str, Any], Any, Path], None]] = {
 def _contestant(name: str, whole: Whole, work: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(whole.base)
+    if whole.base.endswith(".pth"):
+        from bone_peft.rwkv.binidx_file import MOST_TOKENS
+        from bone_peft.rwkv.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(whole.base, MOST_TOKENS)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(whole.base)
     clock = Clock(-1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     clock.start()
     training = {
@@ -240,6 +251,7 @@ def _contestant(name: str, whole: Whole, work: Path) -> dict[str, Any]:
         "learning_rate": 1e-4,
         "logging_steps": 10,
         "save_strategy": "no",
+        **whole.training,
     }
     CONTESTANTS[name](whole, training, tokenizer, work)
     return clock.result()

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rwkv7_hf import RWKV7Cache, RWKV7ChannelMix, RWKV7Config, RWKV7ForCausalLM, RWKV7Model, RWKV7TimeMix
-from rwkv7_hf.modeling_rwkv7 import RWKV7Linear, RWKV7LowRank
+from rwkv7_hf.modeling_rwkv7 import RWKV7Linear, RWKV7LowRank, _normalize_attention_mask
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .kernels import recurrence
-from .recurrence import token_shift
+from .token_shift import all_there, token_shift
 
 
 class RwkvForCausalLM(RWKV7ForCausalLM):
@@ -28,6 +28,9 @@ class RwkvForCausalLM(RWKV7ForCausalLM):
     Modules and parameters have the names of ``rwkv7-hf``, but for the vectors of a layer: they are in a module of their
     own, ``mix``, so that ``modules_to_save`` can name them.
     """
+
+    takes_equal_rows = True
+    """Rows of one length, end to end in a line (``cu_seq_lens_q``, ``max_length_q``), are computed as a batch."""
 
     def __init__(self, config: RWKV7Config) -> None:
         super().__init__(config)
@@ -46,40 +49,65 @@ class RwkvForCausalLM(RWKV7ForCausalLM):
         self,
         input_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        logits_to_keep: Tensor | int = 0,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As Transformers' own models. ``labels (batch, time)`` are token ids, -100 where nothing is to be learnt."""
-        output = super().forward(input_ids=input_ids, **{**kwargs, "return_dict": True})
+        """As Transformers' own models.
+
+        Args:
+            labels: ``(batch, time)``, token ids, -100 where nothing is to be learnt.
+            logits_to_keep: the places that logits are wanted for, ``(places,)``, or how many at the end; 0 for all.
+            num_items_in_batch: what the sum of the losses is divided by, instead of by how many they are.
+        """
+        output = self.model(input_ids=input_ids, **{**kwargs, "return_dict": True})
+        hidden = output.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            hidden = hidden.index_select(1, logits_to_keep)
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.lm_head(hidden)
+        loss = None
         if labels is not None:
-            # The library's loss is a mean over the batch at hand, whatever the Trainer accumulates.
-            output.loss = self.loss_function(
-                output.logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch
-            )
-        return output
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+        )
 
 
 class _Model(RWKV7Model):
+    _walk: Any
+    """The library's ``forward``."""
+
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        max_length_q: int = 0,
         **kwargs: Any,
     ) -> Any:
         """As the library's, and two things more.
 
-        Several documents in one row, told by positions that start over, keep to themselves. And ``use_cache=True``
-        gives the state, cut off from backward, of a model in training too, where the library never does.
+        Several documents in one row, told by positions that start over, keep to themselves; where ``cu_seq_lens_q``
+        and ``max_length_q`` say that all are of one length, nothing waits for the GPU. And ``use_cache=True`` gives
+        the state, cut off from backward, of a model in training too, where the library never does.
         """
         if self.training and kwargs.get("use_cache"):
             return self._with_state(input_ids, attention_mask, **kwargs)
+        if input_ids is None or attention_mask is not None or len(input_ids) != 1:
+            return self._walk(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if cu_seq_lens_q is not None and (len(cu_seq_lens_q) - 1) * max_length_q == input_ids.shape[1]:
+            output = self._walk(input_ids.view(-1, max_length_q), **{**kwargs, "use_cache": False})
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[None]
+            return output
         starts = _starts(position_ids)
-        if input_ids is None or attention_mask is not None or starts.numel() < 2:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if starts.numel() < 2:
+            return self._walk(input_ids=input_ids, **kwargs)
         documents = list(input_ids[0].tensor_split(starts[1:].tolist()))
         mask = pad_sequence([torch.ones_like(document) for document in documents], batch_first=True)
-        output = super().forward(pad_sequence(documents, batch_first=True), mask, **{**kwargs, "use_cache": False})
+        output = self._walk(pad_sequence(documents, batch_first=True), mask, **{**kwargs, "use_cache": False})
         output.last_hidden_state = output.last_hidden_state[mask.bool()].unsqueeze(0)
         return output
 
@@ -91,7 +119,7 @@ class _Model(RWKV7Model):
 
         hooks = [layer.register_forward_hook(keep) for layer in self.layers]
         try:
-            output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            output = self._walk(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -100,10 +128,8 @@ class _Model(RWKV7Model):
 
 
 def _starts(position_ids: Tensor | None) -> Tensor:
-    """Where documents begin in a batch of one row; nothing for other batches."""
-    if position_ids is None or len(position_ids) != 1:
-        return torch.empty(0)
-    return position_ids[0].eq(0).nonzero().flatten()
+    """Where documents begin in a batch of one row."""
+    return torch.empty(0) if position_ids is None else position_ids[0].eq(0).nonzero().flatten()
 
 
 class _LowRankFactor(nn.Module):
@@ -142,6 +168,16 @@ def _with(function: Any, **replacements: Any) -> Any:
     return FunctionType(
         function.__code__, {**function.__globals__, **replacements}, function.__name__, function.__defaults__
     )
+
+
+def _mask(attention_mask: Tensor | None, batch: int, time: int, device: torch.device) -> Tensor:
+    """The library's, but for batches without padding, which :func:`hides_nothing` knows."""
+    if attention_mask is None:
+        return all_there(batch, time, device)
+    return _normalize_attention_mask(attention_mask, batch, time, device).contiguous()
+
+
+_Model._walk = _with(RWKV7Model.forward, _normalize_attention_mask=_mask)
 
 
 class _TimeMix(_Mixed, RWKV7TimeMix):

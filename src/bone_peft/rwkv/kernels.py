@@ -15,6 +15,7 @@ from bone_peft.method.ops import dispatch
 
 from .recurrence import CHUNK
 from .recurrence import recurrence as products
+from .token_shift import hides_nothing
 
 LOWEST = -math.exp(-0.5)
 """RWKV-7's decay is ``exp(LOWEST * sigmoid(...))``: its logarithm is never below. The kernels choose larger chunks for
@@ -25,6 +26,8 @@ def recurrence(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`bone_peft.rwkv.recurrence.recurrence`, by the kernels if they take it."""
+    if mask is not None and hides_nothing(mask):
+        mask = None
     return (kernels if takes(v) else products)(r, w, k, v, a, b, state, mask)
 
 
@@ -39,7 +42,7 @@ def kernels(
     """The same arguments and results; ``r``, ``k``, ``a`` and ``b`` are rounded to the dtype of ``v``."""
     from fla.ops.rwkv7 import chunk_rwkv7
 
-    _announce()
+    announce()
     if mask is not None:
         here = mask[..., None, None]
         w, k, b = w.where(here, 1), k.where(here, 0), b.where(here, 0)
@@ -52,7 +55,8 @@ def kernels(
 
 
 @cache
-def _announce() -> None:
+def announce() -> None:
+    """Say, once, what the first steps wait for."""
     logging.getLogger(__name__).warning(
         "flash-linear-attention tunes its kernels when a GPU runs them for the first time, which takes minutes; later "
         "runs find the result on the disk. BONE_PEFT_PATH=torch does without these kernels."

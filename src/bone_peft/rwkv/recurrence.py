@@ -81,24 +81,3 @@ def _chunks(x: Tensor, size: int, fill: float = 0) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(1, 2)
     x = F.pad(x, (0, 0, 0, -x.shape[2] % size), value=fill)
     return x.unflatten(2, (-1, size))
-
-
-def token_shift(x: Tensor, previous: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """For each position the last unmasked ``x`` before it.
-
-    Args:
-        x: ``(batch, time, C)``.
-        previous: ``(batch, C)``, what stands before the first.
-        mask: ``(batch, time)`` bool, false for padding.
-
-    Returns:
-        ``(batch, time, C)``, and the last unmasked ``x``, ``(batch, C)``.
-    """
-    known = torch.cat((previous.unsqueeze(1), x), 1)
-    place = torch.arange(1, x.shape[1] + 1, device=x.device).where(mask, 0).cummax(1).values
-    before = F.pad(place, (1, 0))[:, :-1]
-    return _pick(known, before), _pick(known, place[:, -1:]).squeeze(1)
-
-
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -10,8 +10,8 @@ from rwkv7_hf import RWKV7Config
 from torch import Tensor, nn
 
 from .causal_lm import RwkvForCausalLM
-from .recurrence import token_shift
-from .recurrence_x060 import recurrence
+from .kernels_x060 import recurrence
+from .token_shift import hides_nothing, token_shift
 
 MOVED = "wkvrg"
 """What the input of is moved towards the token before: decay, key, value, receptance, gate. In the order of a file."""
@@ -96,7 +96,7 @@ class _TimeMix(nn.Module):
         )
         y, state = recurrence(r, decay, k, v, mix.time_faaaa, state, mask)
         y = self.g_norm(y.flatten(2).flatten(0, 1)).view(*x.shape[:2], -1)
-        return self.o_proj(y * F.silu(self.gate(g))) * mask[..., None].to(x.dtype), state, shift_state, v_first
+        return _hide(self.o_proj(y * F.silu(self.gate(g))), mask), state, shift_state, v_first
 
 
 class _ChannelMix(nn.Module):
@@ -113,4 +113,8 @@ class _ChannelMix(nn.Module):
         delta = shifted - x
         key = torch.relu(self.key(x + delta * self.mix.time_maa_k)).square()
         y = torch.sigmoid(self.receptance(x + delta * self.mix.time_maa_r)) * self.value(key)
-        return y * mask[..., None].to(x.dtype), shift_state
+        return _hide(y, mask), shift_state
+
+
+def _hide(y: Tensor, mask: Tensor) -> Tensor:
+    return y if hides_nothing(mask) else y * mask[..., None].to(y.dtype)

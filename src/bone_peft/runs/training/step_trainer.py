@@ -17,7 +17,7 @@ from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
 from .context_chunks import carries_a_state, loss_in_chunks
 from .fused_parts import FusedParts
 from .graphed_steps import GraphedSteps, lengths_that_pay
-from .padding_free import RowsInOneLine, by_rows, fault
+from .padding_free import EqualRowsInOneLine, by_rows, fault, lines_for
 from .padding_free.row_attention import is_fast
 
 _LOOKED_AT, _TRIED = 16, 256  # rows and tokens by which a model is tried out
@@ -81,7 +81,7 @@ class StepTrainer(SFTTrainer):
         if reason is None:
             self._in_lines = True
             longest = max(map(len, data["input_ids"])) if self._may_record() else None
-            self.data_collator = RowsInOneLine(
+            self.data_collator = lines_for(model)(
                 self._tokenizer.pad_token_id,
                 self._most_answers(model),
                 longest,
@@ -144,7 +144,7 @@ class StepTrainer(SFTTrainer):
         data: Any = self.train_dataset
         chunk = self._context_chunk
         lengths = [min(n, chunk or n) for n in sorted(map(len, data["input_ids"]), reverse=True)[:size]]
-        if not self._in_lines:
+        if not self._in_lines or isinstance(self.data_collator, EqualRowsInOneLine):
             lengths = lengths[:1] * size
         needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len)[:chunk], lengths)
         return needed + logits_bytes(base, min(sum(lengths), self._most_answers(base)))

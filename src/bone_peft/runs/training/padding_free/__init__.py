@@ -4,8 +4,8 @@ Attention is told where each row starts (``row_attention``), the batch is put to
 looks whether a model takes that: some ask for more than attention to keep rows apart.
 """
 
-from .collator import RowsInOneLine, in_other_rows
+from .collator import EqualRowsInOneLine, RowsInOneLine, in_other_rows, lines_for
 from .row_attention import by_rows
 from .trial import fault
 
-__all__ = ["RowsInOneLine", "by_rows", "fault", "in_other_rows"]
+__all__ = ["EqualRowsInOneLine", "RowsInOneLine", "by_rows", "fault", "in_other_rows", "lines_for"]

@@ -36,18 +36,21 @@ class RowsInOneLine:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self._collate(rows)
         batch["row_tokens"] = batch["input_ids"].numel()
+        self._fill_up(batch)
         places = (batch["labels"][0, 1:] != -100).nonzero().flatten()
         targets = batch["labels"][0, places + 1]
         if self._longest_row is not None:
-            self._fill_up(batch, self._longest_row)
             more = _part_of(batch["input_ids"].shape[1], len(places)) - len(places)
             places, targets = pad(places, (0, more)), pad(targets, (0, more), value=-100)
         if len(places) <= self._most_answers:
             batch["logits_to_keep"], batch["targets"] = places, targets
         return batch
 
-    def _fill_up(self, batch: dict[str, Any], longest_row: int) -> None:
+    def _fill_up(self, batch: dict[str, Any]) -> None:
         """Add rows of padding, and rows without tokens."""
+        longest_row = self._longest_row
+        if longest_row is None:
+            return
         tokens = batch["input_ids"].shape[1]
         total = _round_up(tokens, self._lengths)
         filler = [min(longest_row, total - start) for start in range(tokens, total, longest_row)]
@@ -64,6 +67,34 @@ class RowsInOneLine:
         starts = pad(starts, (0, number - len(starts)), value=total)
         batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = starts
         batch["max_length_q"] = batch["max_length_k"] = longest_row
+
+
+class EqualRowsInOneLine(RowsInOneLine):
+    """The same for models that compute such a line as a batch, because they go through their rows token by token.
+
+    All rows are as long as the longest of the batch, or the next of the few lengths. What makes them longer is behind
+    their own tokens, which do not see it.
+    """
+
+    def _fill_up(self, batch: dict[str, Any]) -> None:
+        lengths = batch["cu_seq_lens_q"].diff().tolist()
+        longest = max(lengths)
+        if self._longest_row is not None:
+            longest = min(_round_up(longest, self._lengths), self._longest_row)
+        for name, value in (("input_ids", self._pad_token_id), ("labels", -100)):
+            rows = batch[name][0].split(lengths)
+            batch[name] = torch.cat([pad(row, (0, longest - len(row)), value=value) for row in rows])[None]
+        places = torch.arange(len(lengths) * longest)
+        batch["position_ids"] = (places % longest)[None]
+        batch["seq_idx"] = (places // longest)[None].to(torch.int32)
+        starts = torch.arange(len(lengths) + 1, dtype=torch.int32) * longest
+        batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = starts
+        batch["max_length_q"] = batch["max_length_k"] = longest
+
+
+def lines_for(model: Any) -> type[RowsInOneLine]:
+    """How lines are put together for a model, which says if its rows have to be equal (``takes_equal_rows``)."""
+    return EqualRowsInOneLine if getattr(model, "takes_equal_rows", False) else RowsInOneLine
 
 
 def in_other_rows(batch: dict[str, Any]) -> dict[str, Any]:

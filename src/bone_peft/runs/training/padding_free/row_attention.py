@@ -164,6 +164,9 @@ AttentionMaskInterface.register(NAME, _row_mask)
 @contextmanager
 def by_rows(model: Any) -> Iterator[None]:
     """Inside, ``model`` takes lines of rows as well as padded batches. Without a mask it is only for training."""
+    if getattr(model, "takes_equal_rows", False):
+        yield  # there is no attention to be told
+        return
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bone_peft.io.names import brief
 
-from .collator import RowsInOneLine
+from .collator import lines_for
 from .row_attention import by_rows
 
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -49,15 +49,18 @@ def fault(model: Any, first: list[int], second: list[int], *, own_attention: boo
 
 def _is_told(model: Any) -> bool:
     """Whether its layers hand the borders on, as flash attention needs them too."""
+    if getattr(model, "takes_equal_rows", False):
+        return True
     return bool(getattr(model, "_supports_flash_attn", False)) and hasattr(model, "set_attn_implementation")
 
 
 def _line(model: Any, first: list[int], second: list[int]) -> Tensor:
     """Logits of ``second``, behind ``first`` in one line."""
-    collate = RowsInOneLine(pad_token_id=0, most_answers=0)
+    collate = lines_for(model)(pad_token_id=0, most_answers=0)
     batch = collate([{"input_ids": row} for row in (first, second)])
     del batch["labels"], batch["row_tokens"]
-    return _logits(model, batch)[-len(second) :]
+    start = int(batch["cu_seq_lens_q"][1])
+    return _logits(model, batch)[start : start + len(second)]
 
 
 def _logits(model: Any, batch: dict[str, Any]) -> Tensor:
