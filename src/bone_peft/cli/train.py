@@ -44,6 +44,9 @@ _PLACES = {
     "base": "base",
     "data": "data",
     "eval_data": "eval_data",
+    "eval_split": "eval_split",
+    "keep": "keep",
+    "early_stopping": "early_stopping",
     "fields": "fields",
     "chat": "chat",
     "train_on": "train_on",
@@ -96,6 +99,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="SOURCE", help="Held-out rows; left out of training.", rich_help_panel=_MODEL),
     ] = None,
+    eval_split: bool = typer.Option(
+        None, "--eval-split", help="Hold out a fiftieth of the rows (10 to 200).", rich_help_panel=_MODEL
+    ),
     fields: tuple[str, str] = typer.Option(
         None, metavar="PROMPT COMPLETION", help="Names of the two columns.", rich_help_panel=_MODEL
     ),
@@ -135,6 +141,15 @@ def train(
     ),
     context_chunk: int = typer.Option(
         None, help="RWKV: whole rows, in pieces of so many tokens with the state carried on.", rich_help_panel=_TRAINING
+    ),
+    keep: str = typer.Option(
+        None, help="The last adapter [dim](default)[/], or the best on held-out rows.", rich_help_panel=_TRAINING
+    ),
+    early_stopping: int = typer.Option(
+        None,
+        metavar="LOOKS",
+        help="End after so many looks at the held-out loss, one each tenth, without a better one; keep the best.",
+        rich_help_panel=_TRAINING,
     ),
     seed: int = typer.Option(None, help="Of initial values, order and dropout.", rich_help_panel=_TRAINING),
     settings: Annotated[

@@ -1,6 +1,5 @@
 """What the Trainer tells us while it runs: progress for people, and where to stop when they ask."""
 
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from transformers import TrainerCallback
 
 from bone_peft.errors import BoneError
 from bone_peft.io.hangup import let_go_of_the_terminal
+
+from .held_out_loss import tenth
 
 
 class ProgressReport(TrainerCallback):
@@ -144,7 +145,7 @@ class SaveByTenths(TrainerCallback):
     """A checkpoint at every tenth of the steps, and at every 500th: what a kill costs is bounded in short runs too."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.save_steps = min(500, math.ceil(state.max_steps / 10))
+        state.save_steps = tenth(state.max_steps)
 
 
 class UnusedAdapters(TrainerCallback):

@@ -15,8 +15,10 @@ from bone_peft.io.yaml_file import parse_yaml, read_yaml
 
 from .. import recipes
 from . import settings
+from .held_out_loss import settings_of
 
 _TRAIN_ON = ("all", "last")
+_KEEP = ("last", "best")
 _MOST_OFTEN = 1000
 
 
@@ -31,7 +33,11 @@ class Recipe:
         fields: names of the prompt and the completion column.
         chat: True for chat messages, False for plain text, None to follow the base's tokenizer.
         template: plain text around the prompt, with ``{prompt}`` where it goes, and with ``{completion}`` the answer.
-        eval_data: held-out rows; they are taken out of the training rows.
+        eval_data: held-out rows; they are taken out of the training rows. The loss on them (on 200 at most) is told at
+            the start, at every tenth of the steps and at the end, if ``training`` does not say otherwise.
+        eval_split: a fiftieth of the training rows (10 to 200) is held out instead.
+        keep: the adapter that a run leaves, the ``"last"`` or the ``"best"`` by the loss on held-out rows.
+        early_stopping: so many looks at that loss without a better one end the run; the best is kept.
         out: the run's folder.
         dtype: of the frozen base; the adapter's parameters are always fp32.
         seed: of the adapter's initial values, the order of the rows and dropout.
@@ -53,6 +59,9 @@ class Recipe:
     chat: bool | None = None
     template: str | None = None
     eval_data: str | list[str] | None = None
+    eval_split: bool = False
+    keep: str = "last"
+    early_stopping: int | None = None
     out: str = "runs/bone"
     dtype: str = "bfloat16"
     seed: int = 0
@@ -124,8 +133,10 @@ class Recipe:
             )
         settings.check_adapter(self.adapter)
         whole_rows = {} if self.context_chunk is None else {"max_length": None}
-        training = settings.checked_training(whole_rows | self.training)
-        settings.check_held_out(training, self.eval_data is not None)
+        held_out = self.eval_data is not None or self.eval_split
+        told = settings_of(self.training, held_out, self.keep, self.early_stopping)
+        training = settings.checked_training(whole_rows | told | self.training)
+        settings.check_held_out(training, held_out)
         return dataclasses.replace(self, training=training)
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,7 +175,7 @@ class Recipe:
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")
-        for name in ("trust_remote_code", "allow_unused", "tensor_parallel"):
+        for name in ("trust_remote_code", "allow_unused", "tensor_parallel", "eval_split"):
             if not isinstance(getattr(self, name), bool):
                 raise BoneError(f"{name} in {where} must be true or false, found {getattr(self, name)!r}.")
         if not (self.chat is None or isinstance(self.chat, bool)):
@@ -173,9 +184,14 @@ class Recipe:
     def _check_learning(self, where: str) -> None:
         if self.train_on not in _TRAIN_ON:
             raise BoneError(f"train_on in {where} must be {' or '.join(_TRAIN_ON)}, found {self.train_on!r}.")
-        chunk = self.context_chunk
-        if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-            raise BoneError(f"context_chunk in {where} must be a whole number, 1 or more, found {chunk!r}.")
+        if self.keep not in _KEEP:
+            raise BoneError(f"keep in {where} must be {' or '.join(_KEEP)}, found {self.keep!r}.")
+        for name in ("context_chunk", "early_stopping"):
+            number = getattr(self, name)
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise BoneError(f"{name} in {where} must be a whole number, 1 or more, found {number!r}.")
+        if self.eval_split and self.eval_data is not None:
+            raise BoneError(f"{where} has eval_data and eval_split: held-out rows come from one of them.")
 
 
 def _check_weights(weights: dict[Any, Any], where: str) -> None:

@@ -58,6 +58,11 @@ class StepTrainer(SFTTrainer):
         """Whether steps are queued faster than they are computed."""
         return self._graphs is not None
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a process has parts of the model only."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.parallelism_config)
+
     def choose_how(self) -> None:
         """Look at the base and the rows, and choose how a step is computed."""
         if self._context_chunk is None:
@@ -73,7 +78,7 @@ class StepTrainer(SFTTrainer):
         args: Any = self.args
         data: Any = self.train_dataset
         rows = [row[:_TRIED] for row in data[:_LOOKED_AT]["input_ids"] if len(row) > 1]
-        if self._is_sharded() or not rows:
+        if self.is_sharded or not rows:
             return
         model, pair = self.plain_model.get_base_model(), (rows[0], rows[-1])
         padded = args.pad_to_multiple_of or args.n_gpu > 1
@@ -100,7 +105,7 @@ class StepTrainer(SFTTrainer):
         args: Any = self.args
         if not carries_a_state(self.plain_model.get_base_model()):
             raise BoneError("context_chunk is for RWKV, which carries a state from piece to piece: leave it out.")
-        if self._is_sharded():
+        if self.is_sharded:
             raise BoneError("context_chunk wants the whole model in each process: take --strategy ddp.")
         if args.packing:
             raise BoneError("context_chunk takes rows one by one: leave packing out.")
@@ -124,7 +129,7 @@ class StepTrainer(SFTTrainer):
 
     def _choose_checkpointing(self) -> None:
         """Compute layers again in backward where a step would not fit otherwise."""
-        if not self._may_checkpoint or self._is_sharded():
+        if not self._may_checkpoint or self.is_sharded:
             return
         needed = self.bytes_of_a_step()
         if not fits(needed, self.args.device):
@@ -202,9 +207,6 @@ class StepTrainer(SFTTrainer):
         reason = compiled_layers.compile_layers(self.plain_model, lambda: self._computed(inputs))
         if reason is not None:
             self._say(f"They are not: {reason}")
-
-    def _is_sharded(self) -> bool:
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.parallelism_config)
 
     # The steps
 

@@ -18,6 +18,7 @@ from ..data import document_start, load_data, sources_in, without, written
 from . import preview
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
+from .held_out_loss import MOST, HeldOutByTenths, HeldOutReport, StopEarly, goes_by_tenths, split
 from .lost_process import ending, is_of_another
 from .publishing import Publish
 from .recipe import Recipe
@@ -144,9 +145,12 @@ def _so_far(recipe: Recipe, run: RunFolder) -> tuple[SavedState | None, TrainRes
     _check_same_recipe(recipe, run)
     checkpoint = run.last_checkpoint()
     saved = SavedState.of(checkpoint) if checkpoint is not None else None
-    if (saved is not None and not saved.is_last) or not (run.adapter / "adapter_model.safetensors").is_file():
+    has_adapter = (run.adapter / "adapter_model.safetensors").is_file()
+    result = TrainResult.of_recipe(run.result, _content(recipe)) if has_adapter else None
+    stopped_early = result is not None and saved is not None and result.steps == saved.step
+    if saved is not None and not (saved.is_last or stopped_early):
         return saved, None
-    return saved, TrainResult.of_recipe(run.result, _content(recipe))
+    return saved, result
 
 
 def _keep_rows_a_step(arguments: Any, saved: SavedState) -> None:
@@ -210,9 +214,11 @@ def _take_steps(
     from torch import OutOfMemoryError
 
     progress, stop = ProgressReport(console), StopOnInterrupt(console, trainer)
-    for callback in (progress, stop, *_watching(recipe)):
+    for callback in (progress, stop, *_watching(recipe, console)):
         trainer.add_callback(callback)
     publish.attach(trainer)
+    if goes_by_tenths(recipe.training) and saved is None:
+        trainer.args.eval_on_start = True
     started = time.perf_counter()
     try:
         with stop.listening(), ending(trainer.without_another), full_disk_is_explained(recipe.out):
@@ -237,6 +243,9 @@ def _take_steps(
         )
     result.steps, result.history = state.global_step, losses_of(state.log_history)
     result.seconds = time.perf_counter() - started
+    if state.best_model_checkpoint is not None:
+        best = f"step {state.best_global_step}, held-out loss {state.best_metric:.4f}"
+        console.print(f"The best adapter is kept: of {best}.", highlight=False)
     result.tokens_per_second = progress.tokens_per_second
     result.peak_memory_bytes = peak_memory_bytes()
 
@@ -246,10 +255,17 @@ def _content(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.to_dict().items() if key != "out"}
 
 
-def _watching(recipe: Recipe) -> list[Any]:
-    watching = [] if recipe.allow_unused else [UnusedAdapters()]
-    own_times = {"save_steps", "save_strategy", "load_best_model_at_end"} & recipe.training.keys()
-    return watching if own_times else [*watching, SaveByTenths()]
+def _watching(recipe: Recipe, console: Console) -> list[Any]:
+    watching: list[Any] = [] if recipe.allow_unused else [UnusedAdapters()]
+    by_tenths = goes_by_tenths(recipe.training)
+    own_times = {"save_steps", "save_strategy"} & recipe.training.keys()
+    if not own_times and (by_tenths or not recipe.training.get("load_best_model_at_end")):
+        watching.append(SaveByTenths())
+    if by_tenths:
+        watching.append(HeldOutByTenths())
+    if recipe.early_stopping is not None:
+        watching.append(StopEarly(recipe.early_stopping, console))
+    return [*watching, HeldOutReport(console)]
 
 
 def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
@@ -261,8 +277,12 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
         "template": recipe.template,
     }
     rows = load_data(recipe.data, **form)
-    if recipe.eval_data is None:
+    if recipe.eval_data is None and not recipe.eval_split:
         return rows, None, 0
+    if recipe.eval_data is None:
+        kept, held_out = split(rows, recipe.seed)
+        kept = without(kept, held_out, document_start(tokenizer))
+        return kept, held_out, len(rows) - len(kept)
     held_out = load_data(recipe.eval_data, **form)
     kept = without(rows, held_out, document_start(tokenizer))
     if len(kept) == 0:
@@ -289,7 +309,7 @@ def _build_trainer(
             model=model,
             args=arguments,
             train_dataset=rows,
-            eval_dataset=held_out if arguments.do_eval else None,
+            eval_dataset=_judged_by(held_out, recipe) if arguments.do_eval else None,
             processing_class=tokenizer,
             peft_config=config,
             may_checkpoint=may_checkpoint(recipe.training, recipe.tensor_parallel),
@@ -303,6 +323,8 @@ def _build_trainer(
                 f"No row of {written(recipe.data)} has an answer within {arguments.max_length} tokens; "
                 "raise training.max_length."
             )
+        if recipe.keep == "best" and trainer.is_sharded:
+            raise BoneError("keep: best wants the whole model in each process: take --strategy ddp, or keep the last.")
         trainer.try_settings()
     except (BoneError, MemoryError, OutOfMemoryError):
         raise
@@ -310,6 +332,13 @@ def _build_trainer(
         raise cannot_train(error) from error
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _judged_by(held_out: Any, recipe: Recipe) -> Any:
+    """The held-out rows that the loss is taken over while the run goes on."""
+    if goes_by_tenths(recipe.training) and len(held_out) > MOST:
+        return held_out.select(range(MOST))
+    return held_out
 
 
 def _check_same_recipe(recipe: Recipe, run: RunFolder) -> None:
