@@ -26,9 +26,6 @@ def settings_of(given: dict[str, Any], held_out: bool, keep: str, early_stopping
         BoneError: the best is asked for, and there is nothing to judge by.
     """
     settings: dict[str, Any] = {}
-    rows = given.get("per_device_train_batch_size")
-    if isinstance(rows, int) and rows > 0:  # else it is refused by its own name
-        settings["per_device_eval_batch_size"] = rows
     if held_out and not {"eval_strategy", "do_eval"} & given.keys():
         settings["eval_strategy"] = "steps"
     if keep == "best" or early_stopping is not None:

@@ -134,6 +134,8 @@ def checked_training(given: dict[str, Any]) -> dict[str, Any]:
     _check_section("training", whole, _sft_config(), _NOT_IN_TRAINING)
     for name, value in whole.items():
         _check_range(name, value)
+    if "per_device_train_batch_size" in whole:  # held-out rows take no more memory than those that are learned
+        whole.setdefault("per_device_eval_batch_size", whole["per_device_train_batch_size"])
     return whole
 
 
