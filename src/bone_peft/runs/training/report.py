@@ -53,11 +53,20 @@ def facts_of(result: TrainResult) -> dict[str, str]:
         "Steps": f"{result.steps:,}",
         "Training rows": f"{result.rows:,}" + (f" ({result.rows_cut:,} cut)" if result.rows_cut else ""),
         "Loss, first to last step": f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "not logged",
+        **_held_out(result),
         "Training time": f"{result.seconds:,.0f} s",
         "Tokens per second": f"{result.tokens_per_second:,.0f}",
         "Peak memory": f"{result.peak_memory_bytes / 2**30:.1f} GiB",
         "Device": result.device,
     }
+
+
+def _held_out(result: TrainResult) -> dict[str, str]:
+    found = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
+    if len(found) < 2:
+        return {}
+    better = f", {min(found):.3f} at best" if min(found) < found[-1] else ""
+    return {"Held-out loss, first to last": f"{found[0]:.3f} → {found[-1]:.3f}{better}"}
 
 
 def _answers(result: TrainResult, scores: "dict[str, Score] | None") -> dict[str, Any]:

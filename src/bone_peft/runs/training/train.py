@@ -112,7 +112,7 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
                 console.print(f"Continuing from {saved.folder if saved else 'step 0, no checkpoint'}.", markup=False)
             _take_steps(trainer, publish, recipe, result, saved, console)
         trainer.check_weights()
-        save_adapter(trainer.plain_model, tokenizer, recipe, run)
+        save_adapter(trainer.plain_model, tokenizer, recipe, run, result)
         if state.is_main_process:
             result.save(run.result)
         publish.publish()
