@@ -1,17 +1,24 @@
 """The loss on held-out rows while a run goes on: when it is taken, what is kept, and when a run ends."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from bone_peft.cli.main import app
 from bone_peft.errors import BoneError
+from bone_peft.runs.data import load_data
+from bone_peft.runs.evaluation import answer_samples
 from bone_peft.runs.training import train
 from bone_peft.runs.training.callbacks import StopOnInterrupt
 from bone_peft.runs.training.held_out_loss import MOST
+from bone_peft.runs.training.plot import smoothed
+from bone_peft.runs.training.report import verdict
 
 from .test_train import recipe, reference_loss
 from .tiny import sums, write_rows
@@ -153,3 +160,31 @@ def test_a_stopped_run_goes_on_with_its_looks(plain_base, rows_file, held_out, t
     whole = train(recipe(plain_base, rows_file, tmp_path / "whole", eval_data=held_out, **FEW))
     assert [step for step, _ in looks(resumed)] == [0, *range(2, 21, 2)]
     assert looks(resumed) == looks(whole)
+
+
+def test_the_report_says_first_whether_it_helped(plain_base, rows_file, held_out, tmp_path):
+    result = train(recipe(plain_base, rows_file, tmp_path / "run", eval_data=held_out))
+    page = (tmp_path / "run" / "report.html").read_text()
+    (first, *_, last) = [loss for _, loss in looks(result)]
+    assert f"The loss on held-out rows went from {first:.3f} to {last:.3f}." in page
+    assert page.index("held-out rows went") < page.index("<svg")
+    model = AutoModelForCausalLM.from_pretrained(plain_base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(plain_base)
+    rows = load_data(held_out, fields=["query", "response"], tokenizer=tokenizer)
+    plain = answer_samples(model, tokenizer, rows)
+    assert [sample["base"] for sample in result.samples] == [sample["answer"] for sample in plain]
+
+
+@pytest.mark.parametrize("found", [[2.0, 1.0, 1.5], [1.0, 2.0]])
+def test_a_loss_that_was_better_before_is_not_hidden(found):
+    history = [{"step": step, "eval_loss": loss} for step, loss in enumerate(found)]
+    best = min(found)
+    said = verdict(SimpleNamespace(history=history))
+    assert f"to {found[-1]:.3f}." in said and f"best after step {found.index(best)}, with {best:.3f}" in said
+    assert verdict(SimpleNamespace(history=[{"step": 1, "loss": 3.0}])) == ""
+
+
+def test_a_smoothed_curve_ends_near_its_last_values():
+    flat = smoothed([3.0] * 50)
+    assert flat == pytest.approx([3.0] * 50)
+    assert smoothed([5.0] * 50 + [1.0] * 50)[-1] == pytest.approx(1.0, abs=0.01)

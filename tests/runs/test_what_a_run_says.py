@@ -160,7 +160,7 @@ def test_of_a_finished_run_only_what_is_missing_is_made(finished, tmp_path, miss
     after = contents(out)
     assert after.keys() == before.keys()
     for name in before:
-        if name.startswith(("adapter/", "checkpoints/")):
+        if name.startswith(("adapter/", "checkpoints/")) and name != "adapter/README.md":  # which tells times
             assert after[name] == before[name], name
     again = json.loads((out / "result.json").read_text())
     for key in ("history", "samples", "steps", "rows", "recipe", "trainable_parameters"):

@@ -32,6 +32,7 @@ class ProgressReport(TrainerCallback):
         self.loss = float("nan")
         self.tokens = 0
         self.seconds = 0.0
+        self._elsewhere = 0.0
         self._last_line = 0
 
     @property
@@ -61,9 +62,12 @@ class ProgressReport(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = time.perf_counter() - self._started
+        self.seconds = time.perf_counter() - self._started - self._elsewhere
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self._elsewhere += (metrics or {}).get("eval_runtime", 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
@@ -77,7 +81,8 @@ class ProgressReport(TrainerCallback):
         elif state.global_step >= min(self._last_line + max(1, state.max_steps // 10), state.max_steps):
             self._last_line = state.global_step
             done = state.global_step - self._first_step
-            left = (state.max_steps - state.global_step) * self.seconds / max(1, done)
+            spent = self.seconds + self._elsewhere
+            left = (state.max_steps - state.global_step) * spent / max(1, done)
             self.console.print(
                 f"step {state.global_step}/{state.max_steps}  loss {self.loss:.4f}  "
                 f"{self.tokens_per_second:,.0f} tokens/s  {left:.0f} s left",

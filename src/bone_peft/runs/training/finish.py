@@ -64,10 +64,13 @@ def complete(
             transient=True,
         )
         with bar as progress, run_without_its_engine(model):
-            task = progress.add_task("", total=_TOKENS)
-            result.samples = answer_samples(
-                model, tokenizer, rows, max_new_tokens=_TOKENS, on_token=lambda: progress.advance(task)
-            )
+            task = progress.add_task("", total=2 * _TOKENS)
+            told: dict[str, Any] = {"max_new_tokens": _TOKENS, "on_token": lambda: progress.advance(task)}
+            adapted = answer_samples(model, tokenizer, rows, **told)
+            with model.disable_adapter():
+                plain = answer_samples(model, tokenizer, rows, **told)
+            pairs = zip(adapted, plain, strict=True)
+            result.samples = [{**sample, "base": before["answer"]} for sample, before in pairs]
         if is_first:
             result.save(run.result)
     if is_first:

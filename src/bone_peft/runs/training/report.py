@@ -1,12 +1,16 @@
 """The page a run leaves behind: one file, no network."""
 
-import base64
+import re
+from datetime import UTC, datetime
 from importlib import resources
+from io import StringIO
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from bone_peft.io.whole import whole_file
 
-from .plot import plot_loss
+from .plot import FAINT, HELD_OUT, INK, LINE, RAW, plot_loss
 from .recipe import Recipe, versions_now
 from .result import TrainResult
 from .run_folder import RunFolder
@@ -28,6 +32,8 @@ def write_report(run: RunFolder, recipe: Recipe, result: TrainResult, scores: "d
 
     with whole_file(run.plot) as file:
         plot_loss(result.history, file)
+    picture = StringIO()
+    plot_loss(result.history, picture, "svg")
     source = (resources.files("bone_peft.runs.training") / "report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(
@@ -36,12 +42,41 @@ def write_report(run: RunFolder, recipe: Recipe, result: TrainResult, scores: "d
         scores=scores or {},
         answers=_answers(result, scores),
         samples_are_held_out=result.samples_are_held_out,
-        plot=base64.b64encode(run.plot.read_bytes()).decode("ascii"),
+        verdict=verdict(result, scores),
+        plot=_in_the_page_s_colours(picture.getvalue()),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         recipe=recipe.to_yaml(),
         versions=versions_now(),
     )
     with whole_file(run.report) as file:
         file.write_text(page, encoding="utf-8")
+
+
+def verdict(result: TrainResult, scores: "dict[str, Score] | None" = None) -> str:
+    """Whether it helped, in a sentence: by the scores, else by the held-out loss; nothing where neither was taken."""
+    taken = scores or {}
+    if "before" in taken and "after" in taken:
+        base, adapter = taken["before"], taken["after"]
+        return (
+            f"Of {adapter.rows} held-out questions the adapter answers {adapter.exact_match:.1%} as expected, the base "
+            f"{base.exact_match:.1%}. The loss on them is {adapter.loss:.3f}; it was {base.loss:.3f}."
+        )
+    found = [(entry["eval_loss"], entry["step"]) for entry in result.history if "eval_loss" in entry]
+    if len(found) < 2:
+        return ""
+    (first, _), (last, _), (best, step) = found[0], found[-1], min(found)
+    text = f"The loss on held-out rows went from {first:.3f} to {last:.3f}."
+    if best < last:
+        text += f" It was best after step {step}, with {best:.3f}."
+    return text
+
+
+def _in_the_page_s_colours(svg: str) -> Markup:
+    for colour, name in ((INK, "ink"), (FAINT, "faint"), (LINE, "line"), (RAW, "raw"), (HELD_OUT, "held")):
+        svg = svg.replace(colour, f"var(--{name})")
+    # What a page does not need: what the picture is about, and names of formats.
+    svg = re.sub(r"<metadata>.*?</metadata>|\s+xmlns(:\w+)?=\"[^\"]*\"", "", svg[svg.index("<svg") :], flags=re.S)
+    return Markup(svg)
 
 
 def facts_of(result: TrainResult) -> dict[str, str]:
@@ -54,8 +89,8 @@ def facts_of(result: TrainResult) -> dict[str, str]:
         "Training rows": f"{result.rows:,}" + (f" ({result.rows_cut:,} cut)" if result.rows_cut else ""),
         "Loss, first to last step": f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "not logged",
         **_held_out(result),
-        "Training time": f"{result.seconds:,.0f} s",
-        "Tokens per second": f"{result.tokens_per_second:,.0f}",
+        **({"Training time": f"{result.seconds:,.0f} s"} if result.seconds else {}),
+        **({"Tokens per second": f"{result.tokens_per_second:,.0f}"} if result.tokens_per_second else {}),
         "Peak memory": f"{result.peak_memory_bytes / 2**30:.1f} GiB",
         "Device": result.device,
     }
@@ -71,15 +106,19 @@ def _held_out(result: TrainResult) -> dict[str, str]:
 
 def _answers(result: TrainResult, scores: "dict[str, Score] | None") -> dict[str, Any]:
     """Columns of answers by name, over the same questions."""
-    columns = {name: score.samples for name, score in (scores or {}).items()} or {"answer": result.samples}
-    questions = next(iter(columns.values()))
+    columns = {name: [sample["answer"] for sample in score.samples] for name, score in (scores or {}).items()}
+    if not columns and all("base" in sample for sample in result.samples):
+        columns["base"] = [sample["base"] for sample in result.samples]
+    if not scores:
+        columns["adapter"] = [sample["answer"] for sample in result.samples]
+    questions = next(iter(scores.values())).samples if scores else result.samples
     return {
         "names": list(columns),
         "rows": [
             {
                 "prompt": question["prompt"],
                 "expected": question["expected"],
-                "answers": [samples[index]["answer"] for samples in columns.values()],
+                "answers": [answers[index] for answers in columns.values()],
             }
             for index, question in enumerate(questions)
         ],

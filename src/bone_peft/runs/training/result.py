@@ -27,7 +27,7 @@ class TrainResult:
         peak_memory_bytes: of the accelerator, else of this process.
         device: in words.
         history: the Trainer's log, one entry per logged step.
-        samples: a few ``{"prompt", "expected", "answer"}`` after training.
+        samples: a few ``{"prompt", "expected", "answer", "base"}`` after training; the last without the adapter.
         samples_are_held_out: whether the samples come from held-out rows.
         recipe: what was run, without where its results went.
     """
