@@ -51,6 +51,8 @@ _PLACES = {
     "chat": "chat",
     "train_on": "train_on",
     "out": "out",
+    "log": "log",
+    "push_to_hub": "push_to_hub",
     "seed": "seed",
     "quantize": "quantize",
     "trust_remote_code": "trust_remote_code",
@@ -165,6 +167,13 @@ def train(
     force: bool = typer.Option(False, "--force", help="Replace the run that OUT holds.", rich_help_panel=_RUN),
     only_look: bool = typer.Option(
         False, "--dry-run", help="Show rows, lengths, memory and time, and stop.", rich_help_panel=_RUN
+    ),
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Losses go there besides TensorBoard: wandb, mlflow, ...", rich_help_panel=_RUN),
+    ] = None,
+    push_to_hub: str = typer.Option(
+        None, metavar="OWNER/NAME", help="Upload the adapter to the Hugging Face Hub.", rich_help_panel=_RUN
     ),
     devices: str = typer.Option("auto", help="How many GPUs; auto: all of them.", rich_help_panel=_RUN),
     strategy: str = typer.Option("auto", help="On several GPUs: ddp, fsdp2, zero3 or tp.", rich_help_panel=_RUN),

@@ -95,7 +95,7 @@ def answer_samples(
 def stream_answer(
     model: Any,
     tokenizer: Any,
-    prompt: str,
+    prompt: str | list[dict[str, Any]],
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -107,7 +107,7 @@ def stream_answer(
 
     Args:
         prompt: plain text; it becomes a user message if ``chat``, or if that is None and the tokenizer has a
-            chat template.
+            chat template. Or the messages of a chat so far.
         max_new_tokens: longest answer, in tokens.
         temperature: 0 for the most likely token each time, else the sampling temperature.
         seed: of the sampling.
@@ -119,13 +119,16 @@ def stream_answer(
     import torch
     from transformers import set_seed
 
-    as_chat = bool(tokenizer.chat_template) if chat is None else chat
+    as_chat = not isinstance(prompt, str) or (bool(tokenizer.chat_template) if chat is None else chat)
     if as_chat:
         if not tokenizer.chat_template:
             raise BoneError("chat is set, but this base's tokenizer has no chat template; leave chat out.")
         check_chat_template(tokenizer)
-    check_length(model, [prompt])
-    ids = encode_prompt([{"role": "user", "content": prompt}] if as_chat else prompt, tokenizer)
+    said = [prompt] if isinstance(prompt, str) else [message["content"] or "" for message in prompt]
+    check_length(model, ["".join(said)])
+    if isinstance(prompt, str) and as_chat:
+        prompt = [{"role": "user", "content": prompt}]
+    ids = encode_prompt(prompt, tokenizer)
     if not ids:
         raise BoneError("The prompt is no token at all for this base; write more than that.")
     check_reach(model, max(ids), len(ids) + 1)

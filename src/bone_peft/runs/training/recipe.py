@@ -16,6 +16,7 @@ from bone_peft.io.yaml_file import parse_yaml, read_yaml
 from .. import recipes
 from . import settings
 from .held_out_loss import settings_of
+from .logs import check_names
 
 _TRAIN_ON = ("all", "last")
 _KEEP = ("last", "best")
@@ -45,6 +46,8 @@ class Recipe:
         train_on: ``"all"`` answers of a chat are learned, or the ``"last"`` of each.
         context_chunk: rows are learned in pieces of so many tokens; RWKV's state is carried on, gradients are not. Rows
             are whole then, if ``training.max_length`` does not say otherwise.
+        log: where the losses go besides TensorBoard, by Transformers' names: wandb, mlflow, trackio, ...
+        push_to_hub: ``OWNER/NAME`` on the Hugging Face Hub that the adapter goes to in the end.
         tensor_parallel: of several processes, each has a part of every layer, and all of them the same rows.
         trust_remote_code: run the Python code that the base brings along.
         allow_unused: train on although some adapter tensors get no gradient.
@@ -68,6 +71,8 @@ class Recipe:
     quantize: str = "none"
     train_on: str = "all"
     context_chunk: int | None = None
+    log: list[str] = field(default_factory=list)
+    push_to_hub: str | None = None
     tensor_parallel: bool = False
     continue_from: str | None = None
     trust_remote_code: bool = False
@@ -132,6 +137,7 @@ class Recipe:
                 f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
             )
         settings.check_adapter(self.adapter)
+        check_names(self.log)
         whole_rows = {} if self.context_chunk is None else {"max_length": None}
         held_out = self.eval_data is not None or self.eval_split
         told = settings_of(self.training, held_out, self.keep, self.early_stopping)
@@ -141,7 +147,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the keys that say nothing."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None and value != {}}
+        return {
+            key: value for key, value in dataclasses.asdict(self).items() if value is not None and value not in ({}, [])
+        }
 
     def to_yaml(self) -> str:
         """The recipe as YAML that :meth:`load` reads back to an equal recipe."""
@@ -168,7 +176,7 @@ class Recipe:
                 continue
             if not isinstance(value, str) and not (value is None and name == "eval_data"):
                 raise BoneError(f"{name} in {where} must be a source or a list of sources, found {value!r}.")
-        optional = ("template", "continue_from")
+        optional = ("template", "continue_from", "push_to_hub")
         for name in ("base", "out", "dtype", "quantize", *optional):
             value = getattr(self, name)
             if not (isinstance(value, str) and "\0" not in value) and not (value is None and name in optional):
@@ -190,6 +198,8 @@ class Recipe:
             number = getattr(self, name)
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise BoneError(f"{name} in {where} must be a whole number, 1 or more, found {number!r}.")
+        if not isinstance(self.log, list) or not all(isinstance(name, str) for name in self.log):
+            raise BoneError(f"log in {where} must be a list of names, such as [wandb], found {self.log!r}.")
         if self.eval_split and self.eval_data is not None:
             raise BoneError(f"{where} has eval_data and eval_split: held-out rows come from one of them.")
 

@@ -19,6 +19,8 @@ from . import preview
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
 from .held_out_loss import MOST, HeldOutByTenths, HeldOutReport, StopEarly, goes_by_tenths, split
+from .hub import make_place, push
+from .logs import callbacks_of
 from .lost_process import ending, is_of_another
 from .publishing import Publish
 from .recipe import Recipe
@@ -93,7 +95,10 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
         return result
     trainer, tokenizer, questions, fresh = _prepare(recipe, run, console, saved if result is None else None)
 
+    callbacks_of(recipe.log)  # what is missing is said before anything is written
     state = PartialState()
+    if recipe.push_to_hub is not None and state.is_main_process:
+        make_place(recipe.push_to_hub)
     state.wait_for_everyone()  # every process has seen the old state of `out`
     if state.is_main_process:
         run.begin()
@@ -129,6 +134,8 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
             f"bone train --resume --out {recipe.out}",
             getattr(stop, "number", signal.SIGINT),
         ) from None
+    if recipe.push_to_hub is not None and state.is_main_process:
+        console.print(f"The adapter is at {push(run.adapter, recipe.push_to_hub)}.", markup=False)
     state.wait_for_everyone()
     return result
 
@@ -217,6 +224,8 @@ def _take_steps(
     for callback in (progress, stop, *_watching(recipe, console)):
         trainer.add_callback(callback)
     publish.attach(trainer)
+    for callback in callbacks_of(recipe.log):
+        trainer.add_callback(callback)
     if goes_by_tenths(recipe.training) and saved is None:
         trainer.args.eval_on_start = True
     started = time.perf_counter()
