@@ -45,8 +45,8 @@ def chat(
         raise BoneError("There is nobody to talk to; give --base, --adapter, or both.")
 
     from bone_peft.costs.measure import best_device
-    from bone_peft.files.adapters import base_of
-    from bone_peft.files.bases import load_adapter, load_base
+    from bone_peft.files.adapters import adapter_at, base_of
+    from bone_peft.files.bases import load_adapter, load_base, take_template
 
     model, tokenizer = load_base(
         base or base_of(adapter),
@@ -54,6 +54,8 @@ def chat(
         device=best_device(),
         trust_remote_code=trust_remote_code,
     )
+    if adapter is not None:
+        take_template(tokenizer, adapter_at(adapter))
     if not tokenizer.chat_template:
         raise BoneError("This base's tokenizer has no chat template, so it knows no conversations: use bone generate.")
     if adapter is not None:

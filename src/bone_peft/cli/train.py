@@ -49,6 +49,7 @@ _PLACES = {
     "early_stopping": "early_stopping",
     "fields": "fields",
     "chat": "chat",
+    "chat_template": "chat_template",
     "train_on": "train_on",
     "out": "out",
     "log": "log",
@@ -112,6 +113,9 @@ def train(
         "--chat/--no-chat",
         help="Chat messages or plain text [dim](default: as the base)[/].",
         rich_help_panel=_MODEL,
+    ),
+    chat_template: str = typer.Option(
+        None, help="For a base without one: chatml, llama3, or a file.", rich_help_panel=_MODEL
     ),
     train_on: str = typer.Option(
         None, help="Of chats: all answers [dim](default)[/], or the last of each.", rich_help_panel=_MODEL

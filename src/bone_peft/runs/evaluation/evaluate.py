@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.files.adapters import adapter_at
+from bone_peft.files.bases import load_adapter, load_base, take_template
 
 from .score import Score, score
 
@@ -55,12 +56,14 @@ def evaluate(
 
     scores: dict[str, Score] = {}
     loaded: tuple[str, Any, Any] | None = None
+    adapter = next((subject.adapter for subject in subjects.values() if subject.adapter is not None), None)
     for name, subject in subjects.items():
         if loaded is None or loaded[0] != subject.base:
             loaded = None  # free the old weights first
             model, tokenizer = load_base(
                 subject.base, dtype=dtype, device=device or best_device(), trust_remote_code=trust_remote_code
             )
+            take_template(tokenizer, None if adapter is None else adapter_at(adapter))  # the same rows for all
             loaded = (subject.base, model, tokenizer)
         _, model, tokenizer = loaded
         if subject.adapter is not None:

@@ -33,6 +33,8 @@ class Recipe:
             table of sources has beside each how often its rows are taken.
         fields: names of the prompt and the completion column.
         chat: True for chat messages, False for plain text, None to follow the base's tokenizer.
+        chat_template: of a base that has none, or in its place: ``"chatml"``, ``"llama3"``, or a file. It is saved with
+            the adapter, and everything that loads the adapter speaks as it says.
         template: plain text around the prompt, with ``{prompt}`` where it goes, and with ``{completion}`` the answer.
         eval_data: held-out rows; they are taken out of the training rows. The loss on them (on 200 at most) is told at
             the start, at every tenth of the steps and at the end, if ``training`` does not say otherwise.
@@ -60,6 +62,7 @@ class Recipe:
     data: str | list[str] | dict[str, float] = ""
     fields: list[str] | None = None
     chat: bool | None = None
+    chat_template: str | None = None
     template: str | None = None
     eval_data: str | list[str] | None = None
     eval_split: bool = False
@@ -176,7 +179,7 @@ class Recipe:
                 continue
             if not isinstance(value, str) and not (value is None and name == "eval_data"):
                 raise BoneError(f"{name} in {where} must be a source or a list of sources, found {value!r}.")
-        optional = ("template", "continue_from", "push_to_hub")
+        optional = ("template", "continue_from", "push_to_hub", "chat_template")
         for name in ("base", "out", "dtype", "quantize", *optional):
             value = getattr(self, name)
             if not (isinstance(value, str) and "\0" not in value) and not (value is None and name in optional):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bone_peft.costs.measure import device_name, peak_memory_bytes
 from bone_peft.errors import BoneError, explains_missing_extras
-from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.files.bases import load_adapter, load_base, set_template, take_template
 from bone_peft.io.names import brief
 from bone_peft.io.whole import full_disk_is_explained
 
@@ -189,6 +189,9 @@ def _prepare(
         trust_remote_code=recipe.trust_remote_code,
         parts=arguments.world_size if recipe.tensor_parallel else 1,
     )
+    take_template(tokenizer, recipe.continue_from)
+    if recipe.chat_template is not None:
+        set_template(tokenizer, recipe.chat_template)
     rows, held_out, removed = _load_rows(recipe, tokenizer)
     if removed:
         console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")
