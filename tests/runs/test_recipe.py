@@ -104,3 +104,10 @@ def test_an_older_trainer_is_said_first(monkeypatch, package, name, oldest, inst
 def test_words_of_lora_are_known(key, says):
     with pytest.raises(BoneError, match=rf"adapter\.{key} is LoRA's: .*{says}"):
         Recipe(base="x", data="y", out="z", adapter={key: 16}).checked()
+
+
+@pytest.mark.parametrize("key", ["adapter.peft_type", "adapter.revision", "training.output_dir", "training.report_to"])
+def test_what_a_run_decides_is_said_in_a_whole_sentence(key):
+    plan = Recipe(base="b", data="d", out="o").with_values({key: "x"})
+    with pytest.raises(BoneError, match=rf"^{key} is the run's own to decide: (it|name) [\w ,()-]+\.$"):
+        plan.checked()

@@ -213,8 +213,10 @@ class BoneModel(Tuner):
             with _experts_as_layers(model):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._tell_skipped(self.peft_config[adapter_name])
-        except Exception:
+        except Exception as error:
             _take_out(model, adapter_name)
+            if isinstance(error, ValueError) and "not found in the base model" in str(error):
+                raise type(error)(f"{error} {_what_it_has(model)}") from None
             raise
         watch(model)
         mark_shared(model)
@@ -441,6 +443,11 @@ def _or_none(get: Any) -> Any:
         return get()
     except NotImplementedError:
         return None
+
+
+def _what_it_has(model: nn.Module) -> str:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if name and why_not(module) is None}
+    return f"It has {', '.join(sorted(names))}." if names else "It has no linear layer."
 
 
 def _take_out(model: nn.Module, adapter_name: str) -> None:

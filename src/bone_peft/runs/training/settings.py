@@ -25,12 +25,12 @@ DEFAULTS: dict[str, Any] = {
 }
 # What the run decides, so a recipe cannot.
 _NOT_IN_ADAPTER = {
-    "peft_type": "nothing: it is Bone",
-    "auto_mapping": "nothing: it is Bone",
-    "base_model_name_or_path": "base",
-    "revision": "base",
-    "peft_version": "nothing: it is the installed one",
-    "inference_mode": "bone eval or bone generate",
+    "peft_type": "it is Bone",
+    "auto_mapping": "it is Bone",
+    "base_model_name_or_path": "name the base as base (--base)",
+    "revision": "name the base as base (--base)",
+    "peft_version": "it is the installed one",
+    "inference_mode": "bone eval and bone generate are for that",
 }
 _NO_SCALE = "Bone has no scale beside its blocks, so leave it out; the learning rate alone says how much is learned"
 _OF_LORA = {
@@ -42,20 +42,20 @@ _OF_LORA = {
     "init_lora_weights": "Bone's is adapter.init_weights: true, false or bat",
 }
 _NOT_IN_TRAINING = {
-    "output_dir": "out",
-    "report_to": "nothing: a run logs to TensorBoard",
-    "seed": "seed",
-    "disable_tqdm": "nothing: a run shows its own progress",
-    "logging_nan_inf_filter": "nothing: a run stops at the first loss that is no number",
-    "resume_from_checkpoint": "--resume",
-    "model_init_kwargs": "dtype and quantize",
-    "trust_remote_code": "--trust-remote-code",
-    "dataset_text_field": "fields",
-    "dataset_kwargs": "nothing: a run prepares its rows itself",
-    "hub_token": "the environment variable HF_TOKEN, which no file keeps",
-    "local_rank": "accelerate launch",
-    "do_train": "nothing: bone train trains",
-    "do_predict": "bone eval",
+    "output_dir": "name the folder as out (--out)",
+    "report_to": "it logs to TensorBoard, and to what log (--log) names",
+    "seed": "say it as seed (--seed)",
+    "disable_tqdm": "it shows its own progress",
+    "logging_nan_inf_filter": "it stops at the first loss that is no number",
+    "resume_from_checkpoint": "bone train --resume goes on from the last one",
+    "model_init_kwargs": "say it as dtype and quantize",
+    "trust_remote_code": "say it as --trust-remote-code",
+    "dataset_text_field": "name the columns as fields (--fields)",
+    "dataset_kwargs": "it prepares its rows itself",
+    "hub_token": "set the environment variable HF_TOKEN, which no file keeps",
+    "local_rank": "the launcher says it",
+    "do_train": "bone train trains",
+    "do_predict": "bone eval is for that",
 }
 # Numbers are zero or more, but for these: (least, most).
 _MANY = 2**31 - 1
@@ -193,7 +193,7 @@ def _check_section(section: str, given: dict[str, Any], config: type, not_here: 
     known = [f"{section}.{field.name}" for field in dataclasses.fields(config)]
     for name, value in given.items():
         if name in not_here:
-            raise BoneError(f"{section}.{name} is set by the run itself; use {not_here[name]} instead.")
+            raise BoneError(f"{section}.{name} is the run's own to decide: {not_here[name]}.")
         if section == "adapter" and name in _OF_LORA:
             raise BoneError(f"adapter.{name} is LoRA's: {_OF_LORA[name]}.")
         if f"{section}.{name}" not in known:
