@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from bone_peft.errors import BoneError
-from bone_peft.runs.data import load_data
+from bone_peft.runs.data import load_data, without
 from bone_peft.runs.training import Recipe
 
 CHATTY = SimpleNamespace(chat_template="{{ messages }}")
@@ -198,3 +198,56 @@ def test_separated_values_that_are_none(tmp_path, text, says):
     (tmp_path / "x.csv").write_bytes(text)
     with pytest.raises(BoneError, match=says):
         load_data(str(tmp_path / "x.csv"))
+
+
+def test_what_stands_beside_a_chat_is_not_lost(tmp_path):
+    """A system message and tools, in columns of their own, in every form of chat."""
+    question, answer = said(user="q"), said(assistant="a")
+    rows = {
+        "messages": {"messages": question + answer},
+        "parts": {"prompt": question, "completion": answer},
+        "text": {"prompt": "q", "completion": "a"},
+        "share": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    }
+    for name, row in rows.items():
+        source = lines(tmp_path / f"{name}.jsonl", {**row, "system": "Be brief.", "tools": TOOLS})
+        found = load_data(source, tokenizer=CHATTY)[0]
+        assert found == {"prompt": said(system="Be brief.") + question, "completion": answer, "tools": TOOLS}, name
+    own = lines(tmp_path / "own.jsonl", {"messages": said(system="Mine.") + question + answer, "system": "Be brief."})
+    assert load_data(own, tokenizer=CHATTY)[0]["prompt"] == said(system="Mine.") + question
+    named = lines(tmp_path / "named.jsonl", {"q": "q", "a": "a", "system": "linux"})
+    assert load_data(named, tokenizer=CHATTY, fields=["q", "a"])[0] == {"prompt": question, "completion": answer}
+
+
+def test_weights_are_heeded_or_refused(tmp_path):
+    talk = [("human", "q", {}), ("gpt", "bad", {"weight": 0}), ("human", "q", {}), ("gpt", "good", {})]
+    source = lines(tmp_path / "x.jsonl", {"conversations": [{"from": f, "value": v, **w} for f, v, w in talk]})
+    assert [m.get("weight") for m in load_data(source, tokenizer=CHATTY)[0]["prompt"]] == [None, 0, None]
+    for weight in ("0", 0.5, -1):
+        messages = [*said(user="q"), {"role": "assistant", "content": "a", "weight": weight}]
+        with pytest.raises(BoneError, match=r"weight must be 0 \(not learned\) or 1"):
+            load_data(lines(tmp_path / "y.jsonl", {"messages": messages}), tokenizer=CHATTY)
+
+
+@pytest.mark.parametrize("completion", [[], None, said(user="b")])
+def test_a_completion_without_an_answer_is_refused(tmp_path, completion):
+    good = {"prompt": said(user="q"), "completion": said(assistant="a")}
+    bad = {"prompt": said(user="q", assistant="a") + said(user="b"), "completion": completion}
+    with pytest.raises(BoneError, match=r"Row 2 .*'completion' must hold an answer"):
+        load_data(lines(tmp_path / "x.jsonl", good, bad), tokenizer=CHATTY)
+
+
+def test_a_held_out_chat_is_known_in_every_form(tmp_path):
+    question, answer = said(user="q"), said(assistant="a")
+    held_out = load_data(lines(tmp_path / "held.jsonl", {"messages": question + answer}), tokenizer=CHATTY)
+    turned = [dict(reversed(message.items())) for message in question + answer]
+    for name, row in {
+        "turned": {"messages": turned},
+        "parts": {"prompt": question, "completion": said(assistant="b")},
+        "longer": {"messages": [*question, *answer, *said(user="r", assistant="s")]},
+        "weighted": {"prompt": [*question, *answer, *said(user="r")], "completion": said(assistant="s")},
+    }.items():
+        other = {"messages": said(user="else", assistant="a")}
+        other = other if "messages" in row else {"prompt": said(user="else"), "completion": answer}
+        rows = load_data(lines(tmp_path / f"{name}.jsonl", row, other), tokenizer=CHATTY)
+        assert len(without(rows, held_out)) == 1, name

@@ -87,8 +87,7 @@ def test_quantized_bases_keep_what_is_no_layer(base, ids, quantize):
 def test_rows_of_one_length_in_a_line_are_a_batch(model, ids):
     rows, length = ids.shape
     starts = torch.arange(rows + 1, dtype=torch.int32) * length
-    positions = torch.arange(length).repeat(rows)[None]
-    told = {"position_ids": positions, "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length}
+    told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length}  # the positions are not asked
     expected = model(ids).logits
     torch.testing.assert_close(model(ids.view(1, -1), **told).logits[0], expected.flatten(0, 1))
     # Of other lengths, by the positions alone.

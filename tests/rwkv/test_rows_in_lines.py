@@ -1,5 +1,6 @@
 """Rows of a step in one line: RWKV computes it as a batch, and learns from it what it learns from its rows."""
 
+import json
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from bone_peft import BoneConfig
 from bone_peft.runs.training import checkpointing, train
 from bone_peft.runs.training.completion_loss import SUMS, completion_loss
 from bone_peft.runs.training.padding_free import by_rows, fault, in_other_rows, lines_for
+from bone_peft.rwkv import causal_lm
 
 from .conftest import ROWS, move, small_model
 from .test_train import losses, recipe
@@ -33,7 +35,7 @@ def adapted(kind):
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("longest", [None, 40])
-def test_loss_and_gradients_are_those_of_each_row(kind, longest):
+def test_loss_and_gradients_are_those_of_each_row(kind, longest, monkeypatch):
     model, rows = adapted(kind), rows_of(19, 7, 33)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     answers = [sum(label != -100 for label in row["labels"]) for row in rows]
@@ -44,6 +46,7 @@ def test_loss_and_gradients_are_those_of_each_row(kind, longest):
     base = model.get_base_model()
     batch = lines_for(base)(0, 10**6, longest)(rows)
     assert batch.pop("row_tokens") == 19 + 7 + 33
+    monkeypatch.setattr(causal_lm, "_starts", None)  # which would wait for the GPU
     with by_rows(base):
         loss, sums = completion_loss(model, batch, wanted=True)
     assert float(loss) == pytest.approx(float(alone), rel=1e-6)
@@ -102,10 +105,32 @@ def test_memory_is_foreseen_for_rows_that_are_filled_up():
     assert checkpointing.needed(model, rows_of(300)[0]["input_ids"], [300, 300]) == pytest.approx(kept, rel=0.25)
 
 
-def test_a_run_learns_what_it_learns_with_padding(base, tmp_path):
+@pytest.mark.parametrize(("packing", "lengths"), [(False, [61, 61]), (True, [49] * 7)])
+def test_memory_is_asked_for_what_a_batch_becomes(base, tmp_path, monkeypatch, packing, lengths):
+    """Of rows of 61 and 9 tokens, or of lines that hold one row of 49 and rows of 9."""
+    asked = []
+    monkeypatch.setattr(checkpointing, "needed", lambda model, row, lengths: asked.append(lengths) or 0)
+    data = tmp_path / "rows.jsonl"
+    texts = ["x" * (47 if packing else 59), *(["x" * 7] * 6)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = {"per_device_train_batch_size": 2, "packing": packing, "max_length": 64}
+    train(recipe(base, str(data), tmp_path / "run", steps=1, training=settings))
+    assert asked == [lengths]
+
+
+def test_a_run_learns_what_it_learns_with_padding(base, tmp_path, monkeypatch):
+    walk, masks = causal_lm._Model._walk, []
+
+    def seen(self, input_ids=None, attention_mask=None, **kwargs):
+        masks.append((self.training, attention_mask is None, len(input_ids)))
+        return walk(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(causal_lm._Model, "_walk", seen)
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f'{{"prompt": "User: {"x" * n}", "completion": "it is {n}"}}\n' for n in range(1, 25, 2)))
     lines = train(recipe(base, str(data), tmp_path / "lines", training={"logging_steps": 1}))
+    steps = [(unmasked, rows) for training, unmasked, rows in masks if training]
+    assert steps and set(steps) == {(True, 6)}, "a batch without a mask"
     told = {"logging_steps": 1, "pad_to_multiple_of": 1}
     padded = train(recipe(base, str(data), tmp_path / "padded", training=told))
     assert losses(lines) == pytest.approx(losses(padded), rel=1e-4)

@@ -1,7 +1,7 @@
 """Training and evaluation rows: named sources in, TRL's ``prompt`` and ``completion`` columns out."""
 
-from .held_out import without
+from .held_out import split, without
 from .load_data import document_start, is_chat, load_data
 from .named_files import sources_in, written
 
-__all__ = ["document_start", "is_chat", "load_data", "sources_in", "without", "written"]
+__all__ = ["document_start", "is_chat", "load_data", "sources_in", "split", "without", "written"]

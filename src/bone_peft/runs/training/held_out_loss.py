@@ -10,32 +10,55 @@ from bone_peft.errors import BoneError
 
 MOST = 200
 """Rows that the loss is taken over. More cost time at every tenth of a run, and move it little."""
-_LEAST, _SHARE = 10, 50
 
 
-def settings_of(given: dict[str, Any], held_out: bool, keep: str, early_stopping: int | None) -> dict[str, Any]:
+def settings_of(given: dict[str, Any], held_out: bool, keeps_best: bool) -> dict[str, Any]:
     """What the Trainer is told, beside what a recipe tells it itself.
 
     Args:
         given: the recipe's ``training``.
         held_out: whether there are held-out rows.
-        keep: ``"last"`` or ``"best"``, the adapter that a run leaves.
-        early_stopping: how many looks without a better loss end the run; None for no end before the last step.
+        keeps_best: whether a run leaves the adapter that did best on them: it is saved whenever it is looked at.
 
     Raises:
-        BoneError: the best is asked for, and there is nothing to judge by.
+        BoneError: the best is asked for, and there is nothing to judge by, or looks and checkpoints are apart.
     """
     settings: dict[str, Any] = {}
     if held_out and not {"eval_strategy", "do_eval"} & given.keys():
-        settings["eval_strategy"] = "steps"
-    if keep == "best" or early_stopping is not None:
-        if not held_out:
-            asked = "early_stopping" if early_stopping is not None else "keep: best"
+        settings["eval_strategy"] = given.get("save_strategy", "steps") if keeps_best else "steps"
+    if not keeps_best:
+        return settings
+    if not held_out:
+        raise BoneError(
+            "keep: best and early_stopping go by held-out rows: give eval_data (--eval-data) or eval_split "
+            "(--eval-split)."
+        )
+    told = given | settings
+    for kind, name in (("strategy", "eval_strategy"), ("steps", "eval_steps")):
+        save = f"save_{kind}"
+        value = told.get(name, told.get(save))
+        if value is None:
+            continue
+        if told.get(save, value) != value or value in ("no", False, "best"):
             raise BoneError(
-                f"{asked} goes by held-out rows: give eval_data (--eval-data), or eval_split (--eval-split)."
+                f"keep: best and early_stopping save whenever they look: leave training.{save} and training.{name} "
+                "out, or give both the same."
             )
-        settings["load_best_model_at_end"] = True
+        settings |= {save: value, name: value}
     return settings
+
+
+def has_ended(history: list[dict[str, Any]], early_stopping: int | None) -> bool:
+    """Whether a run with these losses on held-out rows was at its early end."""
+    return early_stopping is not None and _looks_without_better(history) >= early_stopping
+
+
+def _looks_without_better(history: list[dict[str, Any]]) -> int:
+    best, looks = math.inf, 0
+    for entry in history:
+        if "eval_loss" in entry and entry["step"] > 0:  # what a run begins with is not what it leaves
+            best, looks = (entry["eval_loss"], 0) if entry["eval_loss"] < best else (best, looks + 1)
+    return looks
 
 
 def goes_by_tenths(training: dict[str, Any]) -> bool:
@@ -46,21 +69,6 @@ def goes_by_tenths(training: dict[str, Any]) -> bool:
 def tenth(steps: int) -> int:
     """Steps from one look, or checkpoint, to the next: a tenth of all, 500 at most."""
     return min(500, math.ceil(steps / 10))
-
-
-def split(rows: Any, seed: int) -> tuple[Any, Any]:
-    """Rows to learn from, and a fiftieth of them to judge by (10 to 200), chosen at random.
-
-    Raises:
-        BoneError: there are too few to split.
-    """
-    count = min(max(len(rows) // _SHARE, _LEAST), MOST)
-    if len(rows) < 2 * count:
-        raise BoneError(
-            f"{len(rows)} rows are too few to hold {count} of them out: give more, or held-out rows by --eval-data."
-        )
-    parts = rows.train_test_split(test_size=count, seed=seed)
-    return parts["train"], parts["test"]
 
 
 class HeldOutByTenths(TrainerCallback):
@@ -93,6 +101,10 @@ class StopEarly(EarlyStoppingCallback):
     def __init__(self, patience: int, console: Console) -> None:
         super().__init__(patience)
         self.console = console
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = _looks_without_better(state.log_history)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         super().on_evaluate(args, state, control, metrics, **kwargs)

@@ -50,7 +50,7 @@ def write_model_card(folder: Path, adapter: Any, recipe: Recipe, result: TrainRe
     card = ModelCard.load(path) if path.is_file() else ModelCard("---\nlibrary_name: peft\n---\n")
     head: Any = card.data
     tags = {*(head.tags or []), "bone", "bone-peft"}
-    if expanded(recipe.base).exists() or recipe.base.count("/") != 1 or ":" in recipe.base:
+    if expanded(recipe.base).exists() or recipe.base.count("/") > 1 or ":" in recipe.base:
         head.base_model = None  # it has no page to point to
         tags = {tag for tag in tags if not tag.startswith("base_model:")}
     head.tags = sorted(tags)

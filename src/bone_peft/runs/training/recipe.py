@@ -143,10 +143,15 @@ class Recipe:
         check_names(self.log)
         whole_rows = {} if self.context_chunk is None else {"max_length": None}
         held_out = self.eval_data is not None or self.eval_split
-        told = settings_of(self.training, held_out, self.keep, self.early_stopping)
+        told = settings_of(self.training, held_out, self.keeps_best)
         training = settings.checked_training(whole_rows | told | self.training)
         settings.check_held_out(training, held_out)
         return dataclasses.replace(self, training=training)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the run leaves the adapter that did best on held-out rows."""
+        return self.keep == "best" or self.early_stopping is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the keys that say nothing."""

@@ -65,6 +65,12 @@ def verdict(result: TrainResult, scores: "dict[str, Score] | None" = None) -> st
     if len(found) < 2:
         return ""
     (first, _), (last, _), (best, step) = found[0], found[-1], min(found)
+    kept = dict((when, loss) for loss, when in found).get(result.kept_step)
+    if kept is not None:
+        return (
+            f"The loss on held-out rows went from {first:.3f} to {kept:.3f} at step {result.kept_step}, whose adapter "
+            f"is kept; at the end it was {last:.3f}."
+        )
     text = f"The loss on held-out rows went from {first:.3f} to {last:.3f}."
     if best < last:
         text += f" It was best after step {step}, with {best:.3f}."
@@ -100,6 +106,10 @@ def _held_out(result: TrainResult) -> dict[str, str]:
     found = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     if len(found) < 2:
         return {}
+    at = {entry["step"]: entry["eval_loss"] for entry in result.history if "eval_loss" in entry}
+    if result.kept_step in at:
+        kept = f"{found[0]:.3f} → {at[result.kept_step]:.3f} (step {result.kept_step}, which is kept)"
+        return {"Held-out loss, first to best": kept}
     better = f", {min(found):.3f} at best" if min(found) < found[-1] else ""
     return {"Held-out loss, first to last": f"{found[0]:.3f} → {found[-1]:.3f}{better}"}
 

@@ -26,6 +26,7 @@ class TrainResult:
         tokens_per_second: tokens trained on (no padding) per second.
         peak_memory_bytes: of the accelerator, else of this process.
         device: in words.
+        kept_step: whose adapter is left; None for the last one's.
         history: the Trainer's log, one entry per logged step.
         samples: a few ``{"prompt", "expected", "answer", "base"}`` after training; the last without the adapter.
         samples_are_held_out: whether the samples come from held-out rows.
@@ -42,6 +43,7 @@ class TrainResult:
     seconds: float = 0.0
     tokens_per_second: float = 0.0
     peak_memory_bytes: int = 0
+    kept_step: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     samples: list[dict[str, str]] = field(default_factory=list, repr=False)
     samples_are_held_out: bool = False

@@ -34,7 +34,10 @@ class SavedState:
             sound = False
         if not sound:
             raise BoneError(f"{file} is damaged; delete {checkpoint} to continue from the one before it.")
-        return cls(checkpoint, step, steps, losses_of(history), state.get("best_model_checkpoint"))
+        best = state.get("best_model_checkpoint")
+        if best is not None:  # where it lies now, if the run was moved
+            best = str(checkpoint.parent / str(best).replace("\\", "/").rpartition("/")[2])
+        return cls(checkpoint, step, steps, losses_of(history), best)
 
     @property
     def processes(self) -> int:

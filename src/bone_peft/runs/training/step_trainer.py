@@ -42,6 +42,7 @@ class StepTrainer(SFTTrainer):
         self._graphs: GraphedSteps | None = None
         self._first_step: int | None = None  # of this process, which may go on from a checkpoint
         self._sums: list[Any] = []
+        self._judged: list[Any] = []
         self._tokens = 0
         self._in_lines = self._checkpoints = False
         super().__init__(**kwargs)
@@ -149,8 +150,11 @@ class StepTrainer(SFTTrainer):
         data: Any = self.train_dataset
         chunk = self._context_chunk
         lengths = [min(n, chunk or n) for n in sorted(map(len, data["input_ids"]), reverse=True)[:size]]
-        if not self._in_lines or isinstance(self.data_collator, EqualRowsInOneLine):
+        if not self._in_lines:
             lengths = lengths[:1] * size
+        elif isinstance(self.data_collator, EqualRowsInOneLine):
+            packed = "seq_lengths" in data.column_names
+            lengths = _equal_lengths(data["seq_lengths"], size) if packed else lengths[:1] * size
         needed = checkpointing.needed(model, max(data[:_LOOKED_AT]["input_ids"], key=len)[:chunk], lengths)
         return needed + logits_bytes(base, min(sum(lengths), self._most_answers(base)))
 
@@ -246,6 +250,35 @@ class StepTrainer(SFTTrainer):
             return super().get_eval_dataloader(*args, **kwargs)
         finally:
             self.data_collator = train
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        answers = (inputs["labels"][:, 1:] != -100).sum() if "labels" in inputs else None
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and answers is not None:
+            answers = answers.to(loss.device)
+            self._judged.append(torch.stack([(loss * answers).where(answers > 0, 0), answers]).double())
+        return (loss, *others)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the Trainer's, but the loss is the mean over the tokens of answers, however they are in batches."""
+        self._judged = []
+        output: Any = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if self._judged:
+            here = torch.stack(self._judged).sum(0)
+            if self.accelerator.num_processes > 1:
+                here = self.accelerator.reduce(here, reduction="sum")
+            total, answers = here.tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / answers if answers else float("nan")
+        return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # Its batches are of other shapes, and each would be compiled anew.
@@ -350,3 +383,9 @@ class StepTrainer(SFTTrainer):
         metrics["num_tokens"] = [self._total_train_tokens]
         if answers:
             metrics.update({name: [mean / answers] for name, mean in zip(SUMS, means, strict=False)})
+
+
+def _equal_lengths(lines: Any, size: int) -> list[int]:
+    """Lengths of the rows of ``size`` packed lines, the worst there are, each row as long as the longest of them."""
+    worst = sorted(lines, key=lambda lengths: len(lengths) * max(lengths))[-size:]
+    return [max(map(max, worst))] * sum(map(len, worst))

@@ -14,11 +14,11 @@ from bone_peft.files.bases import load_adapter, load_base, set_template, take_te
 from bone_peft.io.names import brief
 from bone_peft.io.whole import full_disk_is_explained
 
-from ..data import document_start, load_data, sources_in, without, written
+from ..data import document_start, load_data, sources_in, split, without, written
 from . import preview
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
-from .held_out_loss import MOST, HeldOutByTenths, HeldOutReport, StopEarly, goes_by_tenths, split
+from .held_out_loss import MOST, HeldOutByTenths, HeldOutReport, StopEarly, goes_by_tenths, has_ended
 from .hub import make_place, push
 from .logs import callbacks_of
 from .lost_process import ending, is_of_another
@@ -108,10 +108,11 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
     publish = Publish(run)
     if result is None:
         result = fresh
-        if saved is not None and saved.is_last:
+        if saved is not None and _is_at_its_end(saved, recipe):
             console.print(f"All steps are done; the adapter is taken from {saved.folder}.", markup=False)
             trainer.restore(saved.best or saved.folder)
             result.steps, result.history = saved.step, saved.history
+            result.kept_step = None if saved.best is None else int(saved.best.rpartition("-")[2])
         else:
             if resume:
                 console.print(f"Continuing from {saved.folder if saved else 'step 0, no checkpoint'}.", markup=False)
@@ -154,10 +155,13 @@ def _so_far(recipe: Recipe, run: RunFolder) -> tuple[SavedState | None, TrainRes
     saved = SavedState.of(checkpoint) if checkpoint is not None else None
     has_adapter = (run.adapter / "adapter_model.safetensors").is_file()
     result = TrainResult.of_recipe(run.result, _content(recipe)) if has_adapter else None
-    stopped_early = result is not None and saved is not None and result.steps == saved.step
-    if saved is not None and not (saved.is_last or stopped_early):
+    if saved is not None and not _is_at_its_end(saved, recipe):
         return saved, None
     return saved, result
+
+
+def _is_at_its_end(saved: SavedState, recipe: Recipe) -> bool:
+    return saved.is_last or has_ended(saved.history, recipe.early_stopping)
 
 
 def _keep_rows_a_step(arguments: Any, saved: SavedState) -> None:
@@ -175,7 +179,8 @@ def _prepare(
     recipe: Recipe, run: RunFolder, console: Console, saved: SavedState | None = None
 ) -> tuple[Any, Any, Any, TrainResult]:
     """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training."""
-    arguments = arguments_of(recipe.training, recipe.seed, run.checkpoints, recipe.tensor_parallel)
+    best = {"load_best_model_at_end": True} if recipe.keeps_best else {}
+    arguments = arguments_of(recipe.training | best, recipe.seed, run.checkpoints, recipe.tensor_parallel)
     if saved is not None and not recipe.tensor_parallel:
         _keep_rows_a_step(arguments, saved)
     console.print(f"Loading {recipe.base} and {written(recipe.data)}", markup=False)
@@ -255,9 +260,9 @@ def _take_steps(
         )
     result.steps, result.history = state.global_step, losses_of(state.log_history)
     result.seconds = time.perf_counter() - started
-    if state.best_model_checkpoint is not None:
-        best = f"step {state.best_global_step}, held-out loss {state.best_metric:.4f}"
-        console.print(f"The best adapter is kept: of {best}.", highlight=False)
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        result.kept_step = int(state.best_model_checkpoint.rpartition("-")[2])
+        console.print(f"The adapter of step {result.kept_step} is kept, the best on held-out rows.", highlight=False)
     result.tokens_per_second = progress.tokens_per_second
     result.peak_memory_bytes = peak_memory_bytes()
 
@@ -270,7 +275,7 @@ def _content(recipe: Recipe) -> dict[str, Any]:
 def _watching(recipe: Recipe, console: Console) -> list[Any]:
     watching: list[Any] = [] if recipe.allow_unused else [UnusedAdapters()]
     by_tenths = goes_by_tenths(recipe.training)
-    own_times = {"save_steps", "save_strategy"} & recipe.training.keys()
+    own_times = "save_steps" in recipe.training or recipe.training.get("save_strategy", "steps") != "steps"
     if not own_times and (by_tenths or not recipe.training.get("load_best_model_at_end")):
         watching.append(SaveByTenths())
     if by_tenths:
@@ -292,8 +297,7 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
     if recipe.eval_data is None and not recipe.eval_split:
         return rows, None, 0
     if recipe.eval_data is None:
-        kept, held_out = split(rows, recipe.seed)
-        kept = without(kept, held_out, document_start(tokenizer))
+        kept, held_out = split(rows, recipe.seed, document_start(tokenizer))
         return kept, held_out, len(rows) - len(kept)
     held_out = load_data(recipe.eval_data, **form)
     kept = without(rows, held_out, document_start(tokenizer))
@@ -335,8 +339,17 @@ def _build_trainer(
                 f"No row of {written(recipe.data)} has an answer within {arguments.max_length} tokens; "
                 "raise training.max_length."
             )
-        if recipe.keep == "best" and trainer.is_sharded:
-            raise BoneError("keep: best wants the whole model in each process: take --strategy ddp, or keep the last.")
+        judged = trainer.cut.get("eval")
+        if judged is not None and judged.unanswered == judged.rows:
+            raise BoneError(
+                f"No held-out row that the loss is taken over has an answer within {arguments.max_length} tokens; "
+                "raise training.max_length, or give other rows."
+            )
+        if recipe.keeps_best and trainer.is_sharded:
+            raise BoneError(
+                "keep: best and early_stopping want the whole model in each process: take --strategy ddp, or keep the "
+                "last."
+            )
         trainer.try_settings()
     except (BoneError, MemoryError, OutOfMemoryError):
         raise

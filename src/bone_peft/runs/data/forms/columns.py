@@ -7,7 +7,7 @@ from typing import Any
 from bone_peft.errors import BoneError
 
 from .reading import Reading, converted
-from .talk import is_talk, talk
+from .talk import is_talk, talk, with_system
 
 
 def rows(dataset: Any, reading: Reading) -> Any:
@@ -30,7 +30,10 @@ def rows(dataset: Any, reading: Reading) -> Any:
         def joined(row: dict[str, Any], index: int) -> dict[str, Any]:
             # What is asked holds answers that are context here.
             context = [m | {"weight": 0} if m.get("role") == "assistant" else m for m in row[prompt_field] or []]
-            return talk([*context, *(row[completion_field] or [])], row.get("tools"), reading, index)
+            said = row[completion_field] or []
+            if not any(isinstance(m, dict) and m.get("role") == "assistant" for m in said):
+                raise reading.fault(index, f"{completion_field!r} must hold an answer (role assistant).")
+            return talk(with_system([*context, *said], row.get("system")), row.get("tools"), reading, index)
 
         return converted(dataset, joined, chat=True, tools=True)
 
@@ -39,11 +42,17 @@ def rows(dataset: Any, reading: Reading) -> Any:
         completion = reading.text(row, completion_field, index)
         if template is not None:
             prompt, completion = _fill(template, prompt, completion)
-        return asked(prompt, completion, reading.chat)
+        if not beside:
+            return asked(prompt, completion, reading.chat)
+        chat = asked(prompt, completion, True)
+        messages = with_system([*chat["prompt"], *chat["completion"]], row.get("system"))
+        return talk(messages, row.get("tools"), reading, index)
 
-    return converted(
-        dataset.remove_columns("tools") if "tools" in dataset.column_names else dataset, convert, chat=reading.chat
-    )
+    # Of columns that somebody named, others may be about anything.
+    beside = reading.chat and reading.fields is None
+    if not beside and "tools" in dataset.column_names:
+        dataset = dataset.remove_columns("tools")
+    return converted(dataset, convert, chat=reading.chat, tools=beside)
 
 
 def asked(prompt: str, completion: str, chat: bool, before: tuple[dict[str, str], ...] = ()) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from .reading import Reading, converted
-from .talk import talk
+from .talk import talk, with_system
 
 
 def recognizes(names: Collection[str]) -> bool:
@@ -15,6 +15,8 @@ def recognizes(names: Collection[str]) -> bool:
 
 def rows(dataset: Any, reading: Reading) -> Any:
     reading.need_chat()
-    return converted(
-        dataset, lambda row, index: talk(row["messages"], row.get("tools"), reading, index), chat=True, tools=True
-    )
+
+    def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return talk(with_system(row["messages"], row.get("system")), row.get("tools"), reading, index)
+
+    return converted(dataset, convert, chat=True, tools=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from .reading import Reading, converted
-from .talk import talk
+from .talk import talk, with_system
 
 _ROLES = {
     "human": "user",
@@ -33,9 +33,7 @@ def rows(dataset: Any, reading: Reading) -> Any:
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         said = row["conversations"]
         messages = [_message(m, reading, index) for m in said] if isinstance(said, list) else said
-        if row.get("system") and isinstance(messages, list):
-            messages = [{"role": "system", "content": row["system"]}, *messages]
-        return talk(messages, row.get("tools"), reading, index)
+        return talk(with_system(messages, row.get("system")), row.get("tools"), reading, index)
 
     return converted(dataset, convert, chat=True, tools=True)
 
@@ -44,9 +42,11 @@ def _message(message: Any, reading: Reading, index: int) -> Any:
     if not isinstance(message, dict) or "from" not in message:
         return message
     said, value = message["from"], message.get("value")
+    weight = {"weight": message["weight"]} if "weight" in message else {}
     if said == _CALL:
-        return {"role": "assistant", "tool_calls": [{"type": "function", "function": _call(value, reading, index)}]}
-    return {"role": _ROLES.get(said, said) if isinstance(said, str) else said, "content": value}
+        call = {"type": "function", "function": _call(value, reading, index)}
+        return {"role": "assistant", "tool_calls": [call], **weight}
+    return {"role": _ROLES.get(said, said) if isinstance(said, str) else said, "content": value, **weight}
 
 
 def _call(value: Any, reading: Reading, index: int) -> dict[str, Any]:

@@ -35,6 +35,15 @@ def talk(messages: Any, tools: Any, reading: Reading, index: int) -> dict[str, A
     return row if tools is None else row | {"tools": _tools(tools, reading, index)}
 
 
+def with_system(messages: Any, system: Any) -> Any:
+    """Messages after what a column ``system`` beside them says, if they have no such message themselves."""
+    if not system or not isinstance(messages, list):
+        return messages
+    if any(isinstance(message, dict) and message.get("role") == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 def _listed(messages: Any, reading: Reading, index: int) -> list[Any]:
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
         return messages
@@ -53,6 +62,9 @@ def _message(message: dict[str, Any], reading: Reading, index: int) -> dict[str,
     if isinstance(content, int | float) and not isinstance(content, bool):
         content = str(content)
         message = {**message, "content": content}
+    weight = message.get("weight")
+    if weight is not None and (weight not in (0, 1) or isinstance(weight, str)):
+        raise reading.fault(index, f"weight must be 0 (not learned) or 1, found {reprlib.repr(weight)}.")
     calls = role == "assistant" and bool(message.get("tool_calls"))
     if calls and not isinstance(message["tool_calls"], list):
         raise reading.fault(index, f"tool_calls must be a list, found {reprlib.repr(message['tool_calls'])}.")
