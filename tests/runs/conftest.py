@@ -18,3 +18,11 @@ def plain_base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def rows_file(tmp_path_factory):
     return str(write_rows(tmp_path_factory.mktemp("rows") / "sums.jsonl", sums(24)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_samples():
+    """Runs answer sample questions in the end, which is no test's concern for so many tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bone_peft.runs.training.finish._TOKENS", 8)
+        yield

@@ -56,7 +56,7 @@ def test_what_they_write(plain_base, name):
     assert tokenizer.eos_token_id in encode(row, tokenizer)[1], "the end is learned"
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "own.jinja"])
+@pytest.mark.parametrize("name", ["chatml", "own.jinja"])
 def test_training_answers_scores_and_a_merged_model_all_know_it(plain_base, chats, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.jinja").write_text(

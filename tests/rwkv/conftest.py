@@ -80,3 +80,11 @@ def move(model) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.03)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_samples():
+    """Runs answer sample questions in the end, which is no test's concern for so many tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bone_peft.runs.training.finish._TOKENS", 8)
+        yield

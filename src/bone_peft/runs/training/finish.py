@@ -13,7 +13,7 @@ from bone_peft.method.compat.zero3 import run_without_its_engine
 from bone_peft.method.tuner.saved import gathered
 from bone_peft.method.tuner.sharded import is_spread
 
-from .model_card import write_model_card
+from .adapter_card import write_adapter_card
 from .recipe import Recipe
 from .report import write_report
 from .result import TrainResult
@@ -32,7 +32,7 @@ def save_adapter(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, res
             config.base_model_name_or_path = _from_anywhere(recipe.base)
         model.save_pretrained(str(staging), state_dict=tensors)
         tokenizer.save_pretrained(str(staging))
-        write_model_card(staging, model.active_peft_config, recipe, result)
+        write_adapter_card(staging, model.active_peft_config, recipe, result)
 
 
 def _from_anywhere(base: str) -> str:

@@ -19,10 +19,10 @@ from . import preview
 from .callbacks import ProgressReport, SaveByTenths, StopOnInterrupt, UnusedAdapters
 from .finish import complete, is_complete, save_adapter
 from .held_out_loss import MOST, HeldOutByTenths, HeldOutReport, StopEarly, goes_by_tenths, has_ended
-from .hub import make_place, push
 from .logs import callbacks_of
 from .lost_process import ending, is_of_another
 from .publishing import Publish
+from .pushing import make_place, push
 from .recipe import Recipe
 from .result import TrainResult
 from .run_folder import RunFolder

@@ -37,7 +37,7 @@ _HELD_OUT = (
 )
 
 
-def write_model_card(folder: Path, adapter: Any, recipe: Recipe, result: TrainResult) -> None:
+def write_adapter_card(folder: Path, adapter: Any, recipe: Recipe, result: TrainResult) -> None:
     """Put the text into the card that PEFT has begun, whose head says what the adapter belongs to.
 
     Args:
