@@ -70,6 +70,7 @@ def main() -> None:
                 "warmup_steps": 2,
                 "gradient_checkpointing": False,
                 "save_strategy": "no",
+                "eval_strategy": "no",  # it is scored before and after
                 "logging_steps": max(size.adapter_steps // 10, 1),
             },
         )
