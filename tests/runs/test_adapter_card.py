@@ -19,8 +19,8 @@ def test_what_it_says(plain_base, rows_file, tmp_path):
     assert plain_base not in (tmp_path / "run" / "adapter" / "README.md").read_text().partition("\n---\n")[0]
     first, *_, last = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     for text in (
-        f"Bat for `{plain_base}`",
-        "| Kind | Bat, r=8, blocks shared by input |",
+        f"Bat-input for `{plain_base}`",
+        "| Variant | bat-input, r=8 |",
         f"| Data | {rows_file} |",
         f"| Held-out loss, first to last | {first:.3f} → {last:.3f}",
         "import bone_peft",

@@ -84,7 +84,7 @@ def test_training_answers_scores_and_a_merged_model_all_know_it(plain_base, chat
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert merged.apply_chat_template(TALK, tokenize=False) == tokenizer.apply_chat_template(TALK, tokenize=False)
     # On from the adapter, without being told again.
-    more = plan(plain_base, chats, tmp_path / "more", continue_from=str(tmp_path / "run" / "adapter"))
+    more = plan(plain_base, chats, tmp_path / "more", continue_from=str(tmp_path / "run"))
     train(replace(more, adapter={}))
 
 

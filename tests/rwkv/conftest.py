@@ -1,6 +1,8 @@
 """A small RWKV-7 in a ``.pth`` file, with a vocabulary of its own beside it."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -64,14 +66,24 @@ def assert_checkpointing_changes_nothing(model, ids) -> None:
         torch.testing.assert_close(a, b)
 
 
-def assert_same_with_gradients(one, other, values, mask) -> None:
-    """Two forms of a recurrence: outputs, last states, and the gradients of all inputs, in float64."""
+def assert_same_with_gradients(one, other, values, mask, rtol=1e-10, atol=1e-10) -> None:
+    """Two forms of a recurrence: outputs, last states, and the gradients of all inputs; as near as float64 is."""
     expected, found = one(*values, mask), other(*values, mask)
     directions = [torch.randn_like(x) for x in expected]
     wanted = torch.autograd.grad(expected, values, directions)
     got = torch.autograd.grad(found, values, directions)
     for a, b in zip((*expected, *wanted), (*found, *got), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def stand_in_for(monkeypatch, function) -> None:
+    """Have ``fla.ops.NAME.chunk_NAME`` be ``function``, which is called so."""
+    place = f"fla.ops.{function.__name__.removeprefix('chunk_')}"
+    module = ModuleType(place)
+    setattr(module, function.__name__, function)
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, place, module)
 
 
 def move(model) -> None:

@@ -1,8 +1,6 @@
 """The way to flash-linear-attention's kernels; on a GPU that has them, also what they give."""
 
-import sys
 from importlib.metadata import PackageNotFoundError
-from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from bone_peft.method.ops import dispatch
 from bone_peft.rwkv.kernels import LOWEST, _installed, kernels, recurrence, takes
 from bone_peft.rwkv.recurrence import recurrence as products
 
+from .conftest import assert_same_with_gradients, stand_in_for
 from .test_recurrence import by_token, inputs
 
 
@@ -25,25 +24,19 @@ def stand_in(monkeypatch):
         assert not torch.is_autocast_enabled("cpu")
         return by_token(r, w.exp(), k, v, a, b, initial_state)
 
-    module = ModuleType("fla.ops.rwkv7")
-    module.chunk_rwkv7 = chunk_rwkv7
-    for name in ("fla", "fla.ops"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "fla.ops.rwkv7", module)
+    stand_in_for(monkeypatch, chunk_rwkv7)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_kernels_are_asked_for_the_same_function(stand_in, masked):
     values = inputs(2, 20, torch.float32)
     mask = torch.rand(2, 20) > 0.3 if masked else None
-    with torch.autocast("cpu", torch.bfloat16):
-        found = kernels(*values, mask)
-    expected = products(*values, mask)
-    directions = [torch.randn_like(x) for x in expected]
-    wanted = torch.autograd.grad(expected, values, directions)
-    got = torch.autograd.grad(found, values, directions)
-    for x, y in zip((*expected, *wanted), (*found, *got), strict=True):
-        torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-5)
+
+    def asked(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            return kernels(*arguments)
+
+    assert_same_with_gradients(products, asked, values, mask, rtol=1e-4, atol=1e-5)
 
 
 def test_the_lower_bound_is_the_models():

@@ -1,8 +1,5 @@
 """The way to flash-linear-attention's kernels for RWKV-6; on a GPU that has them, also what they give."""
 
-import sys
-from types import ModuleType
-
 import pytest
 import torch
 
@@ -11,6 +8,7 @@ from bone_peft.rwkv.kernels_x060 import kernels, recurrence
 from bone_peft.rwkv.recurrence_x060 import recurrence as products
 from bone_peft.rwkv.token_shift import all_there
 
+from .conftest import assert_same_with_gradients, stand_in_for
 from .test_kernels import on_gpu
 from .test_x060 import by_token, inputs
 
@@ -26,25 +24,19 @@ def stand_in(monkeypatch):
         assert not torch.is_autocast_enabled("cpu")
         return by_token(r, w, k, v, u, initial_state)
 
-    module = ModuleType("fla.ops.rwkv6")
-    module.chunk_rwkv6 = chunk_rwkv6
-    for name in ("fla", "fla.ops"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "fla.ops.rwkv6", module)
+    stand_in_for(monkeypatch, chunk_rwkv6)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_kernels_are_asked_for_the_same_function(stand_in, masked):
     values = inputs(2, 20, torch.float32)
     mask = torch.rand(2, 20) > 0.3 if masked else None
-    with torch.autocast("cpu", torch.bfloat16):
-        found = kernels(*values, mask)
-    expected = products(*values, mask)
-    directions = [torch.randn_like(x) for x in expected]
-    wanted = torch.autograd.grad(expected, values, directions)
-    got = torch.autograd.grad(found, values, directions)
-    for x, y in zip((*expected, *wanted), (*found, *got), strict=True):
-        torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-5)
+
+    def asked(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            return kernels(*arguments)
+
+    assert_same_with_gradients(products, asked, values, mask, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cpu_takes_the_products():

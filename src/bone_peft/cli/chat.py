@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -45,7 +46,7 @@ def chat(
         raise BoneError("There is nobody to talk to; give --base, --adapter, or both.")
 
     from bone_peft.costs.measure import best_device
-    from bone_peft.files.adapters import adapter_at, base_of
+    from bone_peft.files.adapters import base_of
     from bone_peft.files.bases import load_adapter, load_base, take_template
 
     model, tokenizer = load_base(
@@ -54,25 +55,20 @@ def chat(
         device=best_device(),
         trust_remote_code=trust_remote_code,
     )
-    if adapter is not None:
-        take_template(tokenizer, adapter_at(adapter))
+    take_template(tokenizer, adapter)
     if not tokenizer.chat_template:
         raise BoneError("This base's tokenizer has no chat template, so it knows no conversations: use bone generate.")
     if adapter is not None:
         model = load_adapter(model, adapter)
     talk = Talk(model, tokenizer, adapter is not None, system, max_new_tokens, temperature)
     console().print(f"Say something, or one of {_WORDS}.", highlight=False)
+    with suppress(ImportError):
+        import_module("readline")  # input() then edits the line, and earlier ones come back
     try:
-        while talk.take(_asked(talk.name)):
+        while talk.take(input(f"[{talk.name}] > ")):
             pass
     except EOFError:
         typer.echo()
-
-
-def _asked(name: str) -> str:
-    with suppress(ImportError):
-        import readline  # noqa: F401  the line can be edited, and earlier ones come back
-    return input(f"[{name}] > ")
 
 
 class Talk:

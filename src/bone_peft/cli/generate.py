@@ -54,7 +54,7 @@ def generate(
         raise BoneError("There is nothing to answer with; give --base, --adapter, or both.")
 
     from bone_peft.costs.measure import best_device
-    from bone_peft.files.adapters import adapter_at, base_of
+    from bone_peft.files.adapters import base_of
     from bone_peft.files.bases import load_adapter, load_base, take_template
     from bone_peft.runs.evaluation import stream_answer
 
@@ -63,6 +63,6 @@ def generate(
         base, dtype="bfloat16" if bf16 else "float32", device=best_device(), trust_remote_code=trust_remote_code
     )
     if adapter is not None:
-        take_template(tokenizer, adapter_at(adapter))
+        take_template(tokenizer, adapter)
         model = load_adapter(model, adapter)
     stream_answer(model, tokenizer, text, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat, seed=seed)

@@ -235,7 +235,9 @@ CONTESTANTS: dict[str, Callable[[Whole, dict[str, Any], Any, Path], None]] = {
 def _contestant(name: str, whole: Whole, work: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    if whole.base.endswith(".pth"):
+    from bone_peft.files.bases import from_pth
+
+    if from_pth.accepts(whole.base):
         from bone_peft.rwkv.binidx_file import MOST_TOKENS
         from bone_peft.rwkv.tokenizer import load_tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 from bone_peft.errors import BoneError
 from bone_peft.io.place import expanded
 
+from ..adapters import adapter_at
+
 FILE = "chat_template.jinja"
 """In the folder of a model or an adapter, as Transformers writes it."""
 
-SHIPPED = ("chatml", "llama3")
-"""Answers end with the tokenizer's own end, which generation stops at, whatever else its vocabulary has."""
+_TEMPLATES = resources.files(__package__) / "templates"
+SHIPPED = tuple(sorted(file.name.removesuffix(".jinja") for file in _TEMPLATES.iterdir()))
+"""Files of that folder. Answers end with the tokenizer's own end, at which generation stops."""
 
 
 def set_template(tokenizer: Any, name: str) -> None:
@@ -26,8 +30,7 @@ def set_template(tokenizer: Any, name: str) -> None:
     if name in SHIPPED:
         if not tokenizer.eos_token:
             raise BoneError(f"This base's tokenizer has no end of text, which {name} ends answers with.")
-        place = resources.files("bone_peft.files.bases") / "templates" / f"{name}.jinja"
-        tokenizer.chat_template = place.read_text(encoding="utf-8")
+        tokenizer.chat_template = (_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
         return
     try:
         tokenizer.chat_template = expanded(name).read_text(encoding="utf-8")
@@ -38,14 +41,14 @@ def set_template(tokenizer: Any, name: str) -> None:
 
 
 def take_template(tokenizer: Any, adapter: str | Path | None) -> None:
-    """Have a base's tokenizer speak as the adapter was trained to, if its folder says how."""
-    if adapter is not None and (text := _in_folder(Path(adapter))) is not None:
+    """Have a base's tokenizer speak as the adapter was trained to, if its folder (or its run's) says how."""
+    if adapter is not None and (text := _in_folder(adapter_at(adapter))) is not None:
         tokenizer.chat_template = text
 
 
-def hand_on(adapters: list[Path], model: Path) -> None:
+def hand_on(adapters: Iterable[str | Path], model: Path) -> None:
     """Put an adapter's template into a model's folder, if the model has another one or none."""
-    for text in filter(None, map(_in_folder, adapters)):
+    for text in filter(None, map(_in_folder, map(adapter_at, adapters))):
         if text != _of_model(model):
             (model / FILE).write_text(text, encoding="utf-8")
 

@@ -18,7 +18,7 @@ from bone_peft.io.ours import FileOf, FolderOf
 from bone_peft.io.place import with_home
 from bone_peft.io.whole import check_free, whole_file, whole_folder
 
-from ..adapters import adapter_at, read_adapter
+from ..adapters import read_adapter
 from ..bases.given_template import hand_on
 from ..checkpoints import Checkpoint, Progress, open_checkpoint
 from ..kinds import MERGED_FILE, merged
@@ -85,7 +85,7 @@ def merge(
     with _staged(out, kind, force) as staging, _one_thread():
         checkpoint.write(staging, edits, progress)
         if staging.is_dir():
-            hand_on([adapter_at(path) for path in adapters], staging)
+            hand_on(adapters, staging)
         _sync_folder(staging)
     return Merged(Path(out), len(edits), len(checkpoint.tensors), checkpoint.nbytes, time.perf_counter() - start)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bone_peft.files.adapters import adapter_at
 from bone_peft.files.bases import load_adapter, load_base, take_template
 
 from .score import Score, score
@@ -63,7 +62,7 @@ def evaluate(
             model, tokenizer = load_base(
                 subject.base, dtype=dtype, device=device or best_device(), trust_remote_code=trust_remote_code
             )
-            take_template(tokenizer, None if adapter is None else adapter_at(adapter))  # the same rows for all
+            take_template(tokenizer, adapter)  # the same rows for all
             loaded = (subject.base, model, tokenizer)
         _, model, tokenizer = loaded
         if subject.adapter is not None:

@@ -54,12 +54,14 @@ def write_adapter_card(folder: Path, adapter: Any, recipe: Recipe, result: Train
         head.base_model = None  # it has no page to point to
         tags = {tag for tag in tags if not tag.startswith("base_model:")}
     head.tags = sorted(tags)
-    facts = {"Kind": _kind(adapter), "Data": written(recipe.data), **facts_of(result)}
+    variant = adapter.variant
+    kind = f"{variant.name}, {variant.size_field}={getattr(adapter, variant.size_field)}"
+    facts = {"Variant": kind, "Data": written(recipe.data), **facts_of(result)}
     looked = any("eval_loss" in entry for entry in result.history)
     source = "" if recipe.eval_data is None else f" ({written(recipe.eval_data)})"
     card.text = "\n" + _TEXT.format(
         name=Path(recipe.out).name or "adapter",
-        what=_kind(adapter).split(",")[0],
+        what=variant.name.capitalize(),
         base=recipe.base,
         facts="\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items()),
         held_out=_HELD_OUT.format(source=source) if looked else "",
@@ -68,14 +70,6 @@ def write_adapter_card(folder: Path, adapter: Any, recipe: Recipe, result: Train
     )
     card.save(path)
     tell_how_to_load(folder)
-
-
-def _kind(adapter: Any) -> str:
-    if adapter.bottleneck_size:
-        return f"Bottleneck, size {adapter.bottleneck_size}"
-    if adapter.init_weights == "bat":
-        return f"Bat, r={adapter.r}, blocks shared by {adapter.share}"
-    return f"Bone, r={adapter.r}"
 
 
 def _cell(text: str) -> str:

@@ -256,7 +256,7 @@ class StepTrainer(SFTTrainer):
         loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
         if loss is not None and answers is not None:
             answers = answers.to(loss.device)
-            self._judged.append(torch.stack([(loss * answers).where(answers > 0, 0), answers]).double())
+            self._judged.append(torch.stack([(loss * answers).where(answers > 0, 0), answers]).float())
         return (loss, *others)
 
     def evaluation_loop(
@@ -273,9 +273,9 @@ class StepTrainer(SFTTrainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         if self._judged:
-            here = torch.stack(self._judged).sum(0)
+            here = torch.stack(self._judged).cpu().double().sum(0)  # not every device has float64
             if self.accelerator.num_processes > 1:
-                here = self.accelerator.reduce(here, reduction="sum")
+                here = self.accelerator.reduce(here.to(self.args.device), reduction="sum")
             total, answers = here.tolist()
             output.metrics[f"{metric_key_prefix}_loss"] = total / answers if answers else float("nan")
         return output

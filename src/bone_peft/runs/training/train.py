@@ -95,7 +95,6 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
         return result
     trainer, tokenizer, questions, fresh = _prepare(recipe, run, console, saved if result is None else None)
 
-    callbacks_of(recipe.log)  # what is missing is said before anything is written
     state = PartialState()
     if recipe.push_to_hub is not None and state.is_main_process:
         make_place(recipe.push_to_hub)
@@ -232,8 +231,6 @@ def _take_steps(
     for callback in (progress, stop, *_watching(recipe, console)):
         trainer.add_callback(callback)
     publish.attach(trainer)
-    for callback in callbacks_of(recipe.log):
-        trainer.add_callback(callback)
     if goes_by_tenths(recipe.training) and saved is None:
         trainer.args.eval_on_start = True
     started = time.perf_counter()
@@ -356,6 +353,8 @@ def _build_trainer(
     except Exception as error:  # here the settings meet the libraries, and each has its own way to refuse them
         raise cannot_train(error) from error
     trainer.remove_callback(PrinterCallback)
+    for callback in callbacks_of(recipe.log):
+        trainer.add_callback(callback)
     return trainer
 
 
