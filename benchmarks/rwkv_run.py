@@ -1,15 +1,17 @@
 """Whole training runs of an RWKV: ours as ``bone train`` does them, and RWKV-PEFT's own ``train.py`` beside them.
 
     python benchmarks/rwkv_run.py [--size x070-0.4B] [--what bone --what bat] [--batch 4] [--length 1024] [--steps 48]
-        [--rwkv-peft FOLDER --peft bone --op cuda] [--quantize 4bit] [--checkpointing]
+        [--rwkv-peft FOLDER --peft bone --op cuda] [--quantize 4bit] [--checkpointing] [--base FILE.pth]
+        [--out FILE.json]
 
-Weights and rows are random, the weights in bf16; every row has ``--length`` tokens, and all of them are learned. Each
-run is a process of its own, and its steady rate leaves out the first eighth of the steps. ``floor`` is the frozen
-model's step, forward and back to its input, one by one (``plain``) and as CUDA graphs.
+Weights and rows are random, the weights in bf16 (``--base``: those of a file, which is made if it is not there); every
+row has ``--length`` tokens, and all of them are learned. Each run is a process of its own, and its steady rate leaves
+out the first eighth of the steps. ``floor`` is the frozen model's step, forward and back to its input, one by one
+(``plain``) and as CUDA graphs.
 
 RWKV-PEFT is a checkout of its repository, run as it is: with ``bone activate``, and with PyTorch's own fused Adam in
 the place of DeepSpeed's, which is compiled when it is first used. Its ``bf16`` is bfloat16 throughout, as DeepSpeed
-makes it, where Lightning alone takes autocast. Needs no network. Prints JSON.
+makes it, where Lightning alone takes autocast. Needs no network. Prints JSON; ``--out`` has what is known so far.
 """
 
 from __future__ import annotations
@@ -55,27 +57,38 @@ def main(
     checkpointing: bool = False,
     quantize: str = "none",
     floor: bool = True,
+    base: Path | None = None,
+    out: Path | None = None,
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     setting = {"r": r, "batch": batch, "length": length, "steps": steps, "rounds": rounds}
     result: dict[str, Any] = {**describe(device), "size": size, "setting": setting}
     result["command"] = " ".join(["python", "benchmarks/rwkv_run.py", *_arguments()])
     with tempfile.TemporaryDirectory() as folder:
-        base, rows = Path(folder, "base.pth"), Path(folder, "rows.jsonl")
-        _in_a_process("_make", size, device, str(base))
+        base, rows = base or Path(folder, "base.pth"), Path(folder, "rows.jsonl")
+        if not base.exists():
+            _in_a_process("_make", size, device, str(base))
         _write_rows(rows, batch * steps, length)
         if floor:
             result["floor"] = json.loads(_in_a_process("_floor", str(base), device, str(batch), str(length))[-1])
+            _keep(result, out)
         training: dict[str, Any] = {"gradient_checkpointing": True} if checkpointing else {}
         whole = Whole(str(base), str(rows), ("q", "text"), steps, batch, length, r)
         whole = replace(whole, training=training, quantize=quantize)
         result["runs"] = measure(whole, what, rounds=rounds, say=_say)
+        _keep(result, out)
         if rwkv_peft is not None:
             for name in peft:
                 command = _command(size, name, base, rows, op, batch, length, steps, r, checkpointing, quantize)
                 result["runs"][f"rwkv-peft-{name}"] = _theirs(Path(rwkv_peft), command, Path(folder), batch * length)
                 _say(f"rwkv-peft-{name}: {result['runs'][f'rwkv-peft-{name}']}")
+                _keep(result, out)
     print(json.dumps(result, indent=1))
+
+
+def _keep(result: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _say(text: str) -> None:
@@ -133,7 +146,7 @@ def _command(
     gpu = torch.cuda.is_available()
     options = {
         "load_model": base,
-        "proj_dir": base.with_name("theirs"),
+        "proj_dir": rows.with_name("theirs"),
         "data_file": rows,
         "data_type": "jsonl",
         "vocab_size": 65536,

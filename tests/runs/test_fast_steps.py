@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from bone_peft.runs.training import completion_loss as completion_loss_module
 from bone_peft.runs.training import fused_parts, graphed_steps, step_trainer, train
 from bone_peft.runs.training.completion_loss import SUMS, completion_loss
 from bone_peft.runs.training.fused_parts import FusedParts
@@ -43,6 +44,20 @@ def step_of(model, batch):
         loss, sums = completion_loss(model, batch, wanted=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [loss.detach(), *torch.autograd.grad(loss, trained)], dict(zip(SUMS, sums.tolist(), strict=True))
+
+
+def test_metrics_taken_in_pieces_are_those_of_the_whole(monkeypatch):
+    logits, targets = torch.randn(11, 30).bfloat16(), torch.randint(0, 30, (11,))
+    targets[4:6] = -100
+    logits[0, targets[0]] = logits[8, targets[8]] = 9
+    learned = targets != -100
+    p = logits.double().softmax(-1)
+    exact = [-(p * p.log()).sum(-1)[learned].sum(), (p.argmax(-1) == targets).sum(), learned.sum()]
+    for bytes_at_once in (2**26, 3 * 4 * 30, 1):
+        monkeypatch.setattr(completion_loss_module, "_PIECE", bytes_at_once)
+        loss, sums = completion_loss_module.loss_and_sums(logits, targets, wanted=True)
+        torch.testing.assert_close(sums.double(), torch.stack(exact).double(), rtol=1e-6, atol=0)
+        assert loss.item() == pytest.approx(-p.log()[learned, targets[learned]].sum().item(), rel=1e-6)
 
 
 class TestFewShapes:

@@ -126,11 +126,16 @@ def measure(
             if name not in failed:
                 try:
                     runs[name].append(_in_a_process(name, whole))
-                    say(f"{name}: {runs[name][-1]['tokens_s']:,.0f} tokens/s")
+                    say(f"{name}: {_said(runs[name][-1])}")
                 except BoneError as error:
                     failed[name] = str(error)
                     say(f"{name}: {error}")
     return {name: {"failed": failed[name]} if name in failed else _summary(runs[name]) for name in names}
+
+
+def _said(run: dict[str, Any]) -> str:
+    peak = run["peak_gib"]
+    return f"{run['tokens_s']:,.0f} tokens/s" + (f", {peak:.2f} GiB at most" if peak is not None else "")
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import nll_loss
 
 _BYTES = 2**32
 """Of logits at once. Longer lines are TRL's, which computes them in pieces, twice."""
+
+_PIECE = 2**26
+"""Bytes of log probabilities that metrics are taken of at once: beside those that backward needs, next to nothing."""
 
 SUMS = ("entropy", "mean_token_accuracy", "answers")
 
@@ -38,17 +41,31 @@ def completion_loss(model: Any, batch: dict[str, Any], wanted: bool) -> tuple[Te
         batch: of :class:`RowsInOneLine`, with ``logits_to_keep``.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "targets")}
-    logits = model(**inputs, use_cache=False).logits[0].float()
-    targets = batch["targets"]
-    loss = cross_entropy(logits, targets, reduction="sum")
-    return loss, sums_of(logits.detach(), targets) if wanted else None
+    return loss_and_sums(model(**inputs, use_cache=False).logits[0], batch["targets"], wanted)
+
+
+def loss_and_sums(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy, summed, and the sums if they are wanted, in float32.
+
+    What backward keeps, the log probabilities, is the only thing of its size.
+
+    Args:
+        logits: ``(places, words)``.
+        targets: ``(places,)``; -100 is nothing to learn.
+    """
+    log_p = logits.log_softmax(-1, dtype=torch.float32)
+    return nll_loss(log_p, targets, reduction="sum"), _sums(log_p.detach(), targets) if wanted else None
 
 
 @torch.no_grad()
-def sums_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """As :data:`SUMS` names them, of ``logits (places, words)`` and ``targets (places)``; -100 is nothing to learn."""
+def _sums(log_p: Tensor, targets: Tensor) -> Tensor:
+    places = max(1, _PIECE // (4 * log_p.shape[1]))
+    pieces = zip(log_p.split(places), targets.split(places), strict=True)
+    return torch.stack([_sums_of_piece(*piece) for piece in pieces]).sum(0)
+
+
+def _sums_of_piece(log_p: Tensor, targets: Tensor) -> Tensor:
     learned = targets != -100
-    log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    right = logits.argmax(-1) == targets
+    right = log_p.argmax(-1) == targets
     return torch.stack([(entropy * learned).sum(), right.sum(), learned.sum()])

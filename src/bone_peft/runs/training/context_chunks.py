@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .completion_loss import sums_of
+from .completion_loss import loss_and_sums
 
 
 def carries_a_state(model: Any) -> bool:
@@ -49,7 +49,7 @@ def loss_in_chunks(
     learned = torch.stack([(piece != -100).any() for piece in pieces[2]]).tolist()
     last = max((index for index, any_is in enumerate(learned) if any_is), default=0)
     state, total = None, torch.zeros((), device=targets.device)
-    sums = torch.zeros(3, device=targets.device) if wanted else None
+    sums: Tensor | None = None
 
     for index, (ids, mask, wants) in enumerate(zip(*pieces, strict=True)):
         if index > last:
@@ -60,10 +60,10 @@ def loss_in_chunks(
             run = shared if backward is not None and shared is not None and index == last else model
             output = run(input_ids=ids, attention_mask=mask, past_key_values=state, use_cache=True)
             state = output.past_key_values
-            logits, here = output.logits.flatten(0, 1).float(), wants.flatten()
-            if sums is not None:
-                sums = sums + sums_of(logits.detach(), here)
-            return F.cross_entropy(logits, here, reduction="sum")
+            loss, piece_sums = loss_and_sums(output.logits.flatten(0, 1), wants.flatten(), wanted)
+            if piece_sums is not None:
+                sums = piece_sums if sums is None else sums + piece_sums
+            return loss
 
         if backward is not None and (learned[index] or index == last):
             loss = backward(piece_loss, index == last)
