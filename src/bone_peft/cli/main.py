@@ -12,7 +12,7 @@ import bone_peft
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.whole import is_full_disk
 
-from . import activate, bench, chat, convert, data, demo, estimate, evaluate, generate, inspect, merge, train
+from . import activate, bench, chat, compare, convert, data, demo, estimate, evaluate, generate, inspect, merge, train
 from .console import complain
 from .process import cleaning_up_when_terminated, keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
@@ -76,7 +76,21 @@ def _main(
     keep_freed_memory()
 
 
-for command in (train, evaluate, merge, convert, inspect, estimate, bench, generate, chat, data, demo, activate):
+for command in (
+    train,
+    evaluate,
+    compare,
+    merge,
+    convert,
+    inspect,
+    estimate,
+    bench,
+    generate,
+    chat,
+    data,
+    demo,
+    activate,
+):
     command.add_to(app)
 
 

@@ -20,6 +20,7 @@ def load_data(
     fields: tuple[str, str] | list[str] | None = None,
     chat: bool | None = None,
     template: str | None = None,
+    choices: bool = False,
 ) -> Any:
     """Read ``source`` into a :class:`datasets.Dataset` with the columns ``prompt`` and ``completion`` only.
 
@@ -30,13 +31,15 @@ def load_data(
         tokenizer: decides whether rows become chat messages (it has a chat template) when ``chat`` is None.
         fields: names of the prompt and the completion column. Left out, the columns tell: ``prompt`` and
             ``completion``, ``messages`` (and ``tools``), ShareGPT's ``conversations``, Alpaca's ``instruction``,
-            ``input`` and ``output``, or whole documents in ``text``.
+            ``input`` and ``output``, questions with choices, or whole documents in ``text``.
         chat: True for chat messages, False for plain text, None to follow the tokenizer.
         template: plain text around the prompt, with ``{prompt}`` where it goes; with ``{completion}`` also around the
             answer, as in ``"{prompt} {completion}"``.
+        choices: of questions with choices, keep these too.
 
     Returns:
         Rows of two strings; or of two lists of messages, the second of one answer, and of ``tools`` if there are any.
+        ``choices`` beside them have the right one first.
 
     Raises:
         BoneError: a source cannot be read, has no rows, or lacks the fields; or one holds chats and another does not.
@@ -56,12 +59,13 @@ def load_data(
     if not given:
         raise BoneError("data names no source; give a file, a `datasets` name, or gym:TASK.")
     names = [name for name, _ in given]
-    tables = [_taken(_read(name, fields, as_chat, template, start), weight) for name, weight in given]
+    tables = [_taken(_read(name, fields, as_chat, template, start, choices), weight) for name, weight in given]
     if any("tools" in table.column_names for table in tables):
         tables = [_with_tools(table) for table in tables]
     for name, table in zip(names, tables, strict=True):
         if table.features != tables[0].features:
-            raise BoneError(f"{names[0]} and {name} do not hold rows of one kind: some are chats, some plain text.")
+            kinds = "are chats, some plain text" if is_chat(table) != is_chat(tables[0]) else "have choices, some none"
+            raise BoneError(f"{names[0]} and {name} do not hold rows of one kind: some {kinds}.")
     return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
 
 
@@ -70,11 +74,11 @@ def document_start(tokenizer: Any) -> str:
     return getattr(tokenizer, "eos_token", None) or ""
 
 
-def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: str) -> Any:
+def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: str, choices: bool) -> Any:
     dataset = read(source)
     if len(dataset) == 0:
         raise BoneError(f"{source} holds no rows; there is nothing to learn or to score.")
-    return rows_of(dataset, Reading(source, as_chat, fields, template, start))
+    return rows_of(dataset, Reading(source, as_chat, fields, template, start, choices))
 
 
 def _taken(table: Any, weight: float) -> Any:

@@ -9,6 +9,8 @@ from bone_peft.errors import BoneError
 
 from ..free_memory import fits
 from .answers import answer_batch
+from .choice import count_right
+from .final_answer import final_answers, says
 from .matches import Answered, count_matches
 from .reach import check_length, check_reach
 from .tokens import encode, encode_prompts, expected_text, prompt_text
@@ -24,10 +26,14 @@ class Score:
 
     Attributes:
         loss: mean negative log-likelihood per completion token (nats), end token included.
-        exact_match: share of rows, in ``[0, 1]``, whose greedy answer equals the expected text, both stripped.
-        rows: how many rows were scored.
+        exact_match: share of the answered rows, in ``[0, 1]``, whose greedy answer equals the expected text, both
+            stripped.
+        rows: how many rows the loss is of.
         tokens: how many completion tokens the loss is a mean of.
         samples: the first few ``{"prompt", "expected", "answer"}``.
+        answered: how many rows were answered.
+        final_answer: share of them whose answer says the same after the marker, if there is one to go by.
+        choice: share of ``rows`` whose right choice is the most likely one, if they have choices.
     """
 
     loss: float
@@ -35,6 +41,9 @@ class Score:
     rows: int
     tokens: int
     samples: list[dict[str, str]] = field(repr=False)
+    answered: int = 0
+    final_answer: float | None = None
+    choice: float | None = None
 
 
 def score(
@@ -45,6 +54,8 @@ def score(
     batch_size: int = 16,
     max_new_tokens: int | None = None,
     samples: int = 6,
+    answers: int | None = None,
+    answer_after: str | None = None,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Score:
     """Loss and exact match of ``model`` on ``rows`` (from ``load_data``).
@@ -53,6 +64,9 @@ def score(
         batch_size: rows a forward pass.
         max_new_tokens: longest answer; None takes the longest expected one and a little more.
         samples: how many answers to keep for reading.
+        answers: so many rows, the first, are answered, at least one; None for all.
+        answer_after: the marker before the final answer of a worked one, such as ``"####"``. Whole answers are written
+            then.
         on_rows: called with the number of rows done since the last call.
     """
     check_length(model, (prompt_text(row["prompt"]) + expected_text(row["completion"]) for row in rows))
@@ -65,7 +79,9 @@ def score(
     )
     limit = max_new_tokens or max(len(completion) for _, completion in encoded) + _SLACK_TOKENS
     expected = [expected_text(completion) for completion in rows["completion"]]
-    matched, total, tokens = 0, 0.0, 0
+    wanted = None if answer_after is None else final_answers(expected, answer_after)
+    matched, right, total, tokens = 0, 0, 0.0, 0
+    count = len(rows) if answers is None else min(answers, len(rows))
     # Rows of like length share a batch: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
     model.eval()
@@ -75,25 +91,41 @@ def score(
         longest = [len(prompt) + len(completion) for prompt, completion in (encoded[index] for index in batch)]
         batch = batch[: _rows_that_fit(model, longest)]
         start += len(batch)
-        batch_total, likely = completion_loss(model, [encoded[index] for index in batch])
-        total, tokens = total + batch_total, tokens + sum(map(len, likely))
-        answered = [
-            Answered(prompts[index], *encoded[index], own, expected[index])
-            for index, own in zip(batch, likely, strict=True)
-        ]
-        matched += count_matches(model, tokenizer, answered, limit)
+        losses, likely = completion_losses(model, [encoded[index] for index in batch])
+        total, tokens = total + sum(losses), tokens + sum(map(len, likely))
+        asked = [(index, own) for index, own in zip(batch, likely, strict=True) if index < count]
+        if wanted is None:
+            answered = [Answered(prompts[index], *encoded[index], own, expected[index]) for index, own in asked]
+            matched += count_matches(model, tokenizer, answered, limit)
+        elif asked:
+            texts = answer_batch(model, tokenizer, [prompts[index] for index, _ in asked], limit)
+            for (index, _), text in zip(asked, texts, strict=True):
+                matched += text == expected[index]
+                right += says(text, wanted[index], answer_after)
         on_rows(len(batch))
     if not math.isfinite(total):
         raise BoneError("The loss on these rows is not a finite number: the model computes beyond its dtype; use fp32.")
-    answers: list[str] = []
+    chosen = None
+    if "choices" in rows.column_names:
+        chosen = count_right(model, tokenizer, rows, lambda some: completion_losses(model, some)[0], batch_size)
+    read: list[str] = []
     for start in range(0, min(samples, len(rows)), batch_size):
         some = prompts[start : min(start + batch_size, samples)]
-        answers += answer_batch(model, tokenizer, some, limit)
+        read += answer_batch(model, tokenizer, some, limit)
     kept = [
         {"prompt": prompt_text(rows[index]["prompt"]), "expected": expected[index], "answer": answer}
-        for index, answer in enumerate(answers)
+        for index, answer in enumerate(read)
     ]
-    return Score(loss=total / tokens, exact_match=matched / len(rows), rows=len(rows), tokens=tokens, samples=kept)
+    return Score(
+        loss=total / tokens,
+        exact_match=matched / count,
+        rows=len(rows),
+        tokens=tokens,
+        samples=kept,
+        answered=count,
+        final_answer=None if wanted is None else right / count,
+        choice=None if chosen is None else chosen / len(rows),
+    )
 
 
 def _rows_that_fit(model: Any, lengths: list[int]) -> int:
@@ -117,8 +149,8 @@ def _rows_that_fit(model: Any, lengths: list[int]) -> int:
     return count
 
 
-def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[float, list[list[int]]]:
-    """Summed negative log-likelihood (nats) of the completions, and the most likely token at each of their places.
+def completion_losses(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[list[float], list[list[int]]]:
+    """Negative log-likelihood (nats) of each completion, and the most likely token at each of its places.
 
     There is none for a first token without a prompt before it.
 
@@ -144,6 +176,8 @@ def completion_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> tup
         targets = labels[:, 1:].to(device)
         scored = targets != -100
         at_completions = logits[:, :-1][scored]
-        loss = cross_entropy(at_completions.float(), targets[scored], reduction="sum")
-        likely = at_completions.argmax(-1).split(scored.sum(1).tolist())
-    return float(loss), [row.tolist() for row in likely]
+        counts = scored.sum(1).tolist()
+        losses = cross_entropy(at_completions.float(), targets[scored], reduction="none").split(counts)
+        likely = at_completions.argmax(-1).split(counts)
+        sums = torch.stack([row.sum() for row in losses]).tolist()
+    return sums, [row.tolist() for row in likely]

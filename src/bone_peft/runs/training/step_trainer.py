@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from peft import PeftModel
 from trl import SFTTrainer
 
 from bone_peft.errors import BoneError
@@ -55,6 +56,21 @@ class StepTrainer(SFTTrainer):
         return self.accelerator.unwrap_model(self.model)
 
     @property
+    def base(self) -> Any:
+        """The model that is adapted; it is trained itself if nothing is."""
+        model = self.plain_model
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def count_parameters(self) -> tuple[int, int]:
+        """How many are trained, and how many there are; those that are packed in few bits, and shards, as they are."""
+        model = self.plain_model
+        if isinstance(model, PeftModel):
+            trained, whole = model.get_nb_trainable_parameters()
+            return int(trained), int(whole)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return count, count
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether steps are queued faster than they are computed."""
         return self._graphs is not None
@@ -81,7 +97,7 @@ class StepTrainer(SFTTrainer):
         rows = [row[:_TRIED] for row in data[:_LOOKED_AT]["input_ids"] if len(row) > 1]
         if self.is_sharded or not rows:
             return
-        model, pair = self.plain_model.get_base_model(), (rows[0], rows[-1])
+        model, pair = self.base, (rows[0], rows[-1])
         padded = args.pad_to_multiple_of or args.n_gpu > 1
         reason = "" if padded else fault(model, *pair)
         if reason is None:
@@ -104,7 +120,7 @@ class StepTrainer(SFTTrainer):
 
     def _check_chunks(self) -> None:
         args: Any = self.args
-        if not carries_a_state(self.plain_model.get_base_model()):
+        if not carries_a_state(self.base):
             raise BoneError("context_chunk is for RWKV, which carries a state from piece to piece: leave it out.")
         if self.is_sharded:
             raise BoneError("context_chunk wants the whole model in each process: take --strategy ddp.")
@@ -146,7 +162,7 @@ class StepTrainer(SFTTrainer):
     def bytes_of_a_step(self) -> int:
         """What the longest batch keeps for backward, if nothing is computed again."""
         model, size = self.plain_model, self.args.per_device_train_batch_size
-        base = model.get_base_model()
+        base = self.base
         data: Any = self.train_dataset
         chunk = self._context_chunk
         lengths = [min(n, chunk or n) for n in sorted(map(len, data["input_ids"]), reverse=True)[:size]]
@@ -163,7 +179,7 @@ class StepTrainer(SFTTrainer):
         model: Any = self.model
         model.train()
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
-        with by_rows(model.get_base_model()) if self._in_lines else nullcontext():
+        with by_rows(self.base) if self._in_lines else nullcontext():
             for inputs in itertools.islice(itertools.cycle(self.get_train_dataloader()), 2):
                 start = time.perf_counter()
                 self.training_step(model, inputs).item()  # waits for the device
@@ -215,7 +231,7 @@ class StepTrainer(SFTTrainer):
     # The steps
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        model = self.plain_model.get_base_model()
+        model = self.base
         self._first_step = None
         try:
             with by_rows(model) if self._in_lines else nullcontext():

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,7 +54,7 @@ def dry_run(recipe: Recipe, *, console: Console) -> None:
     """
     recipe = recipe.checked()
     with TemporaryDirectory() as nowhere:
-        trainer, tokenizer, _, _ = _prepare(recipe, RunFolder(nowhere), console)
+        trainer, tokenizer, _, _ = prepare(recipe, RunFolder(nowhere), console)
         if trainer.args.world_size > 1:
             raise BoneError("--dry-run looks at a run from one process: leave out what starts several.")
         preview.show(trainer, tokenizer, console)
@@ -93,7 +94,7 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
     if result is not None and is_complete(result, run):
         console.print(f"The run in {run.root} is finished ({result.steps} steps); nothing is left to do.", markup=False)
         return result
-    trainer, tokenizer, questions, fresh = _prepare(recipe, run, console, saved if result is None else None)
+    trainer, tokenizer, questions, fresh = prepare(recipe, run, console, saved if result is None else None)
 
     state = PartialState()
     if recipe.push_to_hub is not None and state.is_main_process:
@@ -115,7 +116,8 @@ def _train(recipe: Recipe, run: RunFolder, resume: bool, console: Console) -> Tr
         else:
             if resume:
                 console.print(f"Continuing from {saved.folder if saved else 'step 0, no checkpoint'}.", markup=False)
-            _take_steps(trainer, publish, recipe, result, saved, console)
+            publish.attach(trainer)
+            take_steps(trainer, recipe, result, console, saved)
         trainer.check_weights()
         save_adapter(trainer.plain_model, tokenizer, recipe, run, result)
         if state.is_main_process:
@@ -174,10 +176,20 @@ def _keep_rows_a_step(arguments: Any, saved: SavedState) -> None:
     arguments.gradient_accumulation_steps = before * batches // now
 
 
-def _prepare(
-    recipe: Recipe, run: RunFolder, console: Console, saved: SavedState | None = None
+def prepare(
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console,
+    saved: SavedState | None = None,
+    adapt: Callable[[Recipe], Any] = lambda recipe: adapter_config(recipe.adapter),
 ) -> tuple[Any, Any, Any, TrainResult]:
-    """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training."""
+    """Trainer, tokenizer, the rows to answer in the end, and a result that knows everything but the training.
+
+    Args:
+        recipe: checked.
+        saved: the checkpoint that the run goes on from.
+        adapt: the config of the adapter, any of PEFT's; None trains the base itself.
+    """
     best = {"load_best_model_at_end": True} if recipe.keeps_best else {}
     arguments = arguments_of(recipe.training | best, recipe.seed, run.checkpoints, recipe.tensor_parallel)
     if saved is not None and not recipe.tensor_parallel:
@@ -199,11 +211,11 @@ def _prepare(
     rows, held_out, removed = _load_rows(recipe, tokenizer)
     if removed:
         console.print(f"{removed} of {len(rows) + removed} training rows are held out for scoring: left out.")
-    trainer = _build_trainer(recipe, arguments, model, tokenizer, rows, held_out, console)
+    trainer = _build_trainer(recipe, arguments, model, tokenizer, rows, held_out, console, adapt)
     for kind, cut in trainer.cut.items():
         for sentence in cut.in_words("training" if kind == "train" else "held-out"):
             console.print(sentence)
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+    trainable, total = trainer.count_parameters()
     console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
     console.print(str(preview.Extent.of(trainer, 1 if recipe.tensor_parallel else arguments.world_size)))
     result = TrainResult(
@@ -221,8 +233,8 @@ def _prepare(
     return trainer, tokenizer, rows if held_out is None else held_out, result
 
 
-def _take_steps(
-    trainer: Any, publish: Publish, recipe: Recipe, result: TrainResult, saved: SavedState | None, console: Console
+def take_steps(
+    trainer: Any, recipe: Recipe, result: TrainResult, console: Console, saved: SavedState | None = None
 ) -> None:
     """Train to the last step, and note in ``result`` what was measured."""
     from torch import OutOfMemoryError
@@ -230,7 +242,6 @@ def _take_steps(
     progress, stop = ProgressReport(console), StopOnInterrupt(console, trainer)
     for callback in (progress, stop, *_watching(recipe, console)):
         trainer.add_callback(callback)
-    publish.attach(trainer)
     if goes_by_tenths(recipe.training) and saved is None:
         trainer.args.eval_on_start = True
     started = time.perf_counter()
@@ -305,7 +316,14 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
 
 
 def _build_trainer(
-    recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any, held_out: Any, console: Console
+    recipe: Recipe,
+    arguments: Any,
+    model: Any,
+    tokenizer: Any,
+    rows: Any,
+    held_out: Any,
+    console: Console,
+    adapt: Callable[[Recipe], Any],
 ) -> Any:
     from torch import OutOfMemoryError
     from transformers.trainer_callback import PrinterCallback
@@ -315,7 +333,7 @@ def _build_trainer(
     config = None
     try:
         if recipe.continue_from is None:
-            config = adapter_config(recipe.adapter)
+            config = adapt(recipe)
         else:
             model = load_adapter(model, recipe.continue_from, trainable=True)
         trainer = RunTrainer(

@@ -21,6 +21,7 @@ class Reading:
         fields: names of the prompt and the completion column, if they were given.
         template: plain text around the prompt, and perhaps the completion.
         start: the prompt of a document.
+        choices: whether the choices of questions are wanted beside the right one.
     """
 
     source: str
@@ -28,6 +29,7 @@ class Reading:
     fields: Sequence[str] | None = None
     template: str | None = None
     start: str = ""
+    choices: bool = False
 
     def refuse_template(self, what: str) -> None:
         if self.template is not None:
@@ -55,7 +57,12 @@ class Reading:
 
 
 def converted(
-    dataset: Any, convert: Callable[[dict[str, Any], int], dict[str, Any]], *, chat: bool, tools: bool = False
+    dataset: Any,
+    convert: Callable[[dict[str, Any], int], dict[str, Any]],
+    *,
+    chat: bool,
+    tools: bool = False,
+    choices: bool = False,
 ) -> Any:
     """Each row by ``convert(row, index)``; messages and ``tools``, of whatever parts, stay as they are written."""
     from datasets import Features, Json, List, Value
@@ -64,6 +71,8 @@ def converted(
     features = {"prompt": kind, "completion": kind}
     if tools and "tools" in dataset.column_names:
         features["tools"] = List(Json())
+    if choices:
+        features["choices"] = List(Value("string"))
     filled_up = [name for name, kind in dataset.features.items() if _is_of_objects(kind)]
 
     def from_row(row: dict[str, Any], index: int) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""``compare``: a study from its file to its table, read top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bone_peft.errors import BoneError, explains_missing_extras
+from bone_peft.io.json_text import json_text
+from bone_peft.io.locks import BusyError, locked
+from bone_peft.io.place import expanded
+from bone_peft.io.whole import parents_of, whole_file
+
+from ..training.recipe import versions_now
+from .charts import draw
+from .equal_size import nearest_size, parameters
+from .methods import method
+from .search import Trial, wanted
+from .study import Study
+from .summary import Line, summary
+from .workers import Workers, bytes_needed
+
+
+@explains_missing_extras
+def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None] = print) -> list[Line]:
+    """Run what is missing of ``study``, and write its table and charts. Runs that are done are kept.
+
+    Args:
+        study: its folder, ``study.out``, has ``runs/*.json``, one for each run, ``summary.json`` and charts.
+        jobs: runs at once; None goes by the memory of the GPU.
+        say: takes a sentence on each run.
+
+    Returns:
+        The methods, the best first.
+
+    Raises:
+        BoneError: something about the study, its base or data, or another study is in its folder.
+    """
+    folder = expanded(study.out)
+    with ExitStack() as held:
+        held.enter_context(parents_of(folder / "study.yaml"))
+        try:
+            held.enter_context(locked(folder))
+        except BusyError:
+            raise BoneError(f"Another process writes to {study.out}; wait for it, or choose another --out.") from None
+        _begin(study, folder)
+        sizes = _sizes(study, say)
+        runs, workers = folder / "runs", Workers(study, sizes, jobs)
+        timed: dict[str, dict[str, Any]] = {}
+        for name in study.methods:
+            path, size = runs / f"{name}-steps.json", sizes.get(name)
+            timed[name] = _kept(path, {"size": size}) or workers.run("time", Trial(name, study.methods[name][0], 0))
+            _keep(path, {**timed[name], "size": size})
+            say(f"{name}: {_of_steps(timed[name], size)}")
+        results = _results(study, runs)
+
+        def done(trial: Trial, result: dict[str, Any]) -> None:
+            results[trial] = result
+            _keep(runs / f"{trial.name}.json", {**result, **asdict(trial), "size": sizes.get(trial.method)})
+            say(f"{trial.method}, lr {trial.rate:g}, seed {trial.seed}: {_of_run(result)}")
+
+        needs = {name: bytes_needed(found["peak_bytes"]) for name, found in timed.items() if "peak_bytes" in found}
+        workers.run_all(lambda: wanted(study, results), needs, done)
+        lines = summary(study, results, timed, sizes)
+        with whole_file(folder / "summary.json") as file:
+            file.write_text(json_text([asdict(line) for line in lines]), encoding="utf-8")
+        draw(study, results, lines, folder)
+        return lines
+
+
+def _begin(study: Study, folder: Path) -> None:
+    """Refuse a folder in which runs of another study are."""
+    path = folder / "study.yaml"
+    if path.is_file():
+        changed = Study.load(path).differs_from(study)
+        if changed:
+            raise BoneError(
+                f"{study.out} holds a study that differs in {', '.join(changed)}, so its runs do not compare with "
+                "these: choose another --out."
+            )
+    elif any(folder.iterdir() if folder.is_dir() else ()):
+        raise BoneError(f"{study.out} holds something else than a study; choose another folder with --out.")
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write_text(study.to_yaml(), encoding="utf-8")
+
+
+def _sizes(study: Study, say: Callable[[str], None]) -> dict[str, int]:
+    """By method, the rank at which it has about as many parameters as Bone; of Bone's own, the block size."""
+    base = _empty(study)
+    count = parameters(base, method("bone").config(study.r, study.targets))  # type: ignore[misc]
+    sizes = {}
+    for name in study.methods:
+        own = method(name)
+        if own.config is not None:
+            sizes[name] = nearest_size(base, own, study.targets, count) if own.sizes else study.r
+    say(f"Bone with r={study.r} has {count:,} parameters; the others get the rank that has about as many.")
+    return sizes
+
+
+def _empty(study: Study) -> Any:
+    """The base without its weights."""
+    import torch
+
+    from bone_peft.files.bases import load_base
+
+    model, _ = load_base(study.recipe.base, dtype="bfloat16", trust_remote_code=study.recipe.trust_remote_code)
+    return model.to(torch.device("meta"))
+
+
+def _results(study: Study, runs: Path) -> dict[Trial, Any]:
+    """Of the runs that came to their end."""
+    found = {}
+    for path in sorted(runs.glob("*-seed*.json")):
+        result = _kept(path, {})
+        if result is not None and result.get("method") in study.methods and result["seed"] < study.seeds:
+            found[Trial(result["method"], float(result["rate"]), int(result["seed"]))] = result
+    return found
+
+
+def _kept(path: Path, like: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(found, dict) and not found.get("unfinished")
+    return found if is_whole and all(found.get(key) == value for key, value in like.items()) else None
+
+
+def _keep(path: Path, result: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write_text(json_text({**result, "versions": versions_now()}), encoding="utf-8")
+
+
+def _of_steps(found: dict[str, Any], size: int | None) -> str:
+    if "failed" in found:
+        return str(found["failed"])
+    rank = "" if size is None else f"r {size}, "
+    return (
+        f"{rank}{found['parameters']:,} parameters, {found['step_ms']:,.0f} ms a step, "
+        f"{found['peak_bytes'] / 2**30:.1f} GiB"
+    )
+
+
+def _of_run(result: dict[str, Any]) -> str:
+    if "failed" in result:
+        return str(result["failed"])
+    final = "" if result["final_answer"] is None else f", final answers {result['final_answer']:.1%}"
+    return f"loss {result['loss']:.4f}, exact match {result['exact_match']:.1%}{final}, {result['seconds']:.0f} s"

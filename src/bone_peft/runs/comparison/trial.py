@@ -1,0 +1,157 @@
+"""One run of a study, in a process of its own: trained as ``bone train`` does it, then scored.
+
+What is to be done comes as JSON; the last line of what is printed is the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from bone_peft.errors import BoneError
+
+from ..training import Recipe
+from ..training.run_folder import RunFolder
+from .methods import method
+from .search import Trial
+from .study import Study
+
+
+def recipe_of(study: Study, trial: Trial) -> Recipe:
+    """The run as ``bone train`` has it, but for the adapter."""
+    training = {
+        "save_strategy": "no",
+        "logging_steps": 10,
+        **study.recipe.training,
+        "learning_rate": trial.rate,
+    }
+    whole: dict[str, Any] = {}
+    if method(trial.method).config is None and study.recipe.dtype != "float32":
+        # All weights are trained: they are float32 then, and what is computed with them is not.
+        whole = {"dtype": "float32"}
+        training["bf16" if study.recipe.dtype == "bfloat16" else "fp16"] = True
+    return dataclasses.replace(study.recipe, seed=trial.seed, training=training, allow_unused=True, **whole)
+
+
+def learn(study: Study, trial: Trial, size: int) -> dict[str, Any]:
+    """Train and score.
+
+    Returns:
+        Measures by name, and ``curve``: steps and held-out losses.
+    """
+    from ..evaluation import score
+    from ..training.train import prepare, take_steps
+
+    recipe = recipe_of(study, trial).checked()
+    with TemporaryDirectory() as nowhere:
+        run = RunFolder(nowhere)
+        trainer, tokenizer, held_out, result = prepare(recipe, run, _quiet(), adapt=_adapter(study, trial, size))
+        take_steps(trainer, recipe, result, _quiet())
+        model = trainer.plain_model
+        found = score(
+            model,
+            tokenizer,
+            held_out,
+            batch_size=study.answer_batch,
+            samples=3,
+            answers=study.answers,
+            answer_after=study.answer_after,
+        )
+    return {
+        "loss": found.loss,
+        "exact_match": found.exact_match,
+        "final_answer": found.final_answer,
+        "rows": found.rows,
+        "answered": found.answered,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "curve": [[entry["step"], entry["eval_loss"]] for entry in result.history if "eval_loss" in entry],
+        "samples": found.samples,
+        "device": result.device,
+    }
+
+
+def time_steps(study: Study, trial: Trial, size: int) -> dict[str, Any]:
+    """The time of a step (median, milliseconds) and the peak of memory (bytes), in the first steps of a run.
+
+    The first eighth of them is left out: the base is tried and steps are recorded there.
+    """
+    from bone_peft.costs.measure import peak_memory_bytes
+
+    from ..training.train import prepare
+
+    recipe = recipe_of(study, trial)
+    training = {**recipe.training, "eval_strategy": "no"}
+    recipe = dataclasses.replace(recipe, training=training).checked()
+    with TemporaryDirectory() as nowhere:
+        trainer, _, _, result = prepare(recipe, RunFolder(nowhere), _quiet(), adapt=_adapter(study, trial, size))
+        clock = _clock(study.timed_steps)
+        trainer.add_callback(clock)
+        trainer.train()
+    times = clock.times[len(clock.times) // 8 :]
+    return {
+        "step_ms": 1e3 * median(times),
+        "parameters": result.trainable_parameters,
+        "peak_bytes": peak_memory_bytes(),
+        "device": result.device,
+    }
+
+
+def _adapter(study: Study, trial: Trial, size: int) -> Callable[[Recipe], Any]:
+    def config(recipe: Recipe) -> Any:
+        make = method(trial.method).config
+        if make is None:
+            return None
+        config = make(size, study.targets)
+        config.task_type = "CAUSAL_LM"
+        return config
+
+    return config
+
+
+def _clock(steps: int) -> Any:
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            self.times.append(time.perf_counter() - self.started)
+            control.should_training_stop = len(self.times) >= steps
+
+    return Clock()
+
+
+def _quiet() -> Console:
+    return Console(quiet=True)
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    study, trial = Study.of(spec["study"]), Trial(**spec["trial"])
+    work = {"learn": learn, "time": time_steps}[spec["what"]]
+    try:
+        result = work(study, trial, spec["size"])
+    except BoneError as error:
+        result = {"failed": str(error)}
+    sys.stdout.flush()
+    print("\n" + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Studies: which runs they want, that a run is that of ``bone train``, that counts are equal, what is kept."""
+
+import json
+import math
+from statistics import mean, stdev
+
+import pytest
+import torch
+import yaml
+
+from bone_peft.errors import BoneError
+from bone_peft.files.bases import load_adapter, load_base
+from bone_peft.runs.comparison import Study, compare, summary, trial, workers
+from bone_peft.runs.comparison.equal_size import nearest_size, parameters
+from bone_peft.runs.comparison.methods import METHODS
+from bone_peft.runs.comparison.search import Trial, wanted
+from bone_peft.runs.data import load_data
+from bone_peft.runs.evaluation import score
+from bone_peft.runs.training import Recipe, train
+
+from .tiny import sums, write_rows
+
+TRAINING = {"max_steps": 4, "per_device_train_batch_size": 4, "gradient_checkpointing": False}
+
+
+@pytest.fixture
+def content(plain_base, tmp_path):
+    rows, test = (
+        str(write_rows(tmp_path / f"{n}.jsonl", sums(12, start))) for n, start in (("train", 0), ("test", 40))
+    )
+    return {
+        "base": plain_base,
+        "data": rows,
+        "eval_data": test,
+        "fields": ["query", "response"],
+        "dtype": "float32",
+        "methods": {"bat": [0.01], "lora": [0.01, 0.02]},
+        "seeds": 2,
+        "widen": 1,
+        "r": 8,
+        "answers": 3,
+        "timed_steps": 8,
+        "training": TRAINING,
+        "out": str(tmp_path / "study"),
+    }
+
+
+def found_by(study, loss):
+    """All runs that a study wants, one after the other, with what they find."""
+    results = {}
+    while trials := wanted(study, results):
+        results[trials[0]] = loss(trials[0])
+    return results
+
+
+def by_rate(method, best):
+    """A loss that is least at the learning rate ``best``."""
+    return lambda trial: {"loss": abs(math.log(trial.rate / best)) + 0.01 * trial.seed, "exact_match": 0.0}
+
+
+class TestSearch:
+    def rates(self, content, best, **values):
+        study = Study.of({**content, "methods": {"bat": [0.01, 0.02]}, **values})
+        results = found_by(study, by_rate("bat", best))
+        return sorted(t.rate for t in results if t.seed == 0), {t.rate for t in results if t.seed > 0}, results
+
+    def test_the_best_gets_the_other_seeds(self, content):
+        tried, repeated, results = self.rates(content, 0.011, seeds=3, widen=0)
+        assert tried == [0.01, 0.02]
+        assert repeated == {0.01}
+        assert len(results) == 4
+
+    @pytest.mark.parametrize(
+        ("best", "tried"), [(0.04, [0.01, 0.02, 0.04, 0.08]), (0.005, [0.0025, 0.005, 0.01, 0.02])]
+    )
+    def test_it_looks_beyond_an_end_that_is_best(self, content, best, tried):
+        assert self.rates(content, best, widen=5)[:2] == (tried, {best})
+
+    def test_and_not_for_ever(self, content):
+        tried, repeated, _ = self.rates(content, 10.0, widen=2)
+        assert tried == [0.01, 0.02, 0.04, 0.08]
+        assert repeated == {0.08}
+
+    def test_a_run_that_fails_is_no_best_and_is_not_repeated(self, content):
+        study = Study.of({**content, "methods": {"bat": [0.01, 0.02]}, "widen": 0, "seeds": 1})
+        results = found_by(study, lambda t: {"failed": "NaN"} if t.rate == 0.01 else {"loss": 9.0})
+        (line,) = summary(study, results, {}, {})
+        assert (line.rate, line.why) == (0.02, "")
+        results = found_by(study, lambda t: {"failed": "NaN"})
+        (line,) = summary(study, results, {}, {})
+        assert (line.rate, line.why, len(results)) == (None, "NaN", 2)
+
+
+def test_lines_are_means_with_standard_errors_the_best_first(content):
+    study = Study.of({**content, "methods": {"lora": [0.01], "bat": [0.01]}, "seeds": 3, "widen": 0})
+    values = {"lora": [1.0, 1.2, 1.1], "bat": [0.5, 0.7, 0.9]}
+    results = found_by(study, lambda t: {"loss": values[t.method][t.seed], "exact_match": 0.5, "final_answer": None})
+    lines = summary(study, results, {"bat": {"step_ms": 7.0, "peak_bytes": 5, "parameters": 3}}, {"bat": 8})
+    assert [line.method for line in lines] == ["bat", "lora"]
+    assert lines[0].means == {"loss": pytest.approx(mean(values["bat"])), "exact_match": 0.5}
+    assert lines[0].errors["loss"] == pytest.approx(stdev(values["bat"]) / math.sqrt(3))
+    assert (lines[0].size, lines[0].parameters, lines[0].step_ms, lines[0].runs) == (8, 3, 7.0, 3)
+    assert lines[1].step_ms is None
+
+
+def test_other_methods_get_the_rank_with_as_many_parameters(plain_base):
+    base, _ = load_base(plain_base, device="cpu")
+    base.to("meta")
+    linears = [m.weight.shape for m in base.model.modules() if isinstance(m, torch.nn.Linear)]
+    wanted_count = sum(8 * rows for rows, _ in linears)
+    assert parameters(base, METHODS["bone"].config(8, "all-linear")) == wanted_count
+    counts = {r: sum(r * (rows + columns) for rows, columns in linears) for r in range(1, 30)}
+    nearest = min(counts, key=lambda r: abs(counts[r] - wanted_count))
+    for name in ("lora", "pissa", "rslora"):
+        assert nearest_size(base, METHODS[name], "all-linear", wanted_count) == nearest
+    assert nearest_size(base, METHODS["lora"], "all-linear", 1) == 1
+
+
+def test_a_run_is_that_of_bone_train(content, tmp_path):
+    study = Study.of(content)
+    found = trial.learn(study, Trial("bat", 0.01, 1), 8)
+    shared = {key: content[key] for key in ("base", "data", "eval_data", "fields", "dtype")}
+    recipe = Recipe(**shared, seed=1, out=str(tmp_path / "run")).with_values(
+        {
+            "adapter": {"r": 8, "target_modules": "all-linear", "init_weights": "bat"},
+            "training": {**TRAINING, "learning_rate": 0.01},
+        }
+    )
+    result = train(recipe)
+    model, tokenizer = load_base(content["base"], dtype="float32")
+    model = load_adapter(model, result.adapter)
+    rows = load_data(content["eval_data"], tokenizer=tokenizer, fields=content["fields"])
+    assert found["loss"] == pytest.approx(score(model, tokenizer, rows, samples=1).loss, rel=1e-5)
+    held_out = [[entry["step"], entry["eval_loss"]] for entry in result.history if "eval_loss" in entry]
+    assert found["curve"] == [[step, pytest.approx(loss, rel=1e-5)] for step, loss in held_out]
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "bat"])
+def test_every_method_learns(content, name):
+    found = trial.learn(Study.of({**content, "answers": 1, "methods": {name: [0.01]}}), Trial(name, 0.01, 0), 4)
+    first, *_, last = found["curve"]
+    assert last[1] < first[1]
+    assert found["answered"] == 1 and found["rows"] == 12
+
+
+def test_time_and_memory_are_of_the_first_steps(content):
+    found = trial.time_steps(
+        Study.of({**content, "training": {**TRAINING, "max_steps": 50}}), Trial("lora", 0.01, 0), 2
+    )
+    assert found["step_ms"] > 0 and found["peak_bytes"] > 0
+    base, _ = load_base(content["base"])
+    assert found["parameters"] == parameters(base.to("meta"), METHODS["lora"].config(2, "all-linear"))
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Runs that a study starts; they only say that they are done."""
+    began = []
+
+    def run(self, what, trial):
+        began.append((what, trial))
+        if what == "time":
+            return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20, "device": "none"}
+        return {
+            "loss": trial.rate,
+            "exact_match": 0.5,
+            "final_answer": None,
+            "seconds": 1.0,
+            "curve": [[0, 2.0], [4, 1.0]],
+        }
+
+    monkeypatch.setattr(workers.Workers, "run", run)
+    return began
+
+
+class TestStudy:
+    def test_it_writes_its_runs_a_summary_and_charts(self, content, started, tmp_path):
+        said = []
+        lines = compare(Study.of(content), say=said.append)
+        folder = tmp_path / "study"
+        kept = {path.stem for path in (folder / "runs").iterdir()}
+        assert {f"{trial.name}" for what, trial in started if what == "learn"} | {"bat-steps", "lora-steps"} == kept
+        assert {"bat-lr0.01-seed0", "bat-lr0.005-seed0", "bat-lr0.005-seed1", "lora-lr0.02-seed0"} <= kept
+        assert [line["method"] for line in json.loads((folder / "summary.json").read_text())] == ["bat", "lora"]
+        assert {path.name for path in folder.glob("*.svg")} == {
+            f"over-{what}.svg" for what in ("time", "memory", "rate", "steps")
+        }
+        assert lines[0].at_an_end
+        assert any("bat, lr 0.005, seed 1: loss 0.0050" in sentence for sentence in said)
+
+    def test_it_goes_on_where_it_was(self, content, started, tmp_path):
+        compare(Study.of(content), say=lambda sentence: None)
+        whole = [*started]
+        (tmp_path / "study" / "runs" / "lora-lr0.02-seed0.json").unlink()
+        (tmp_path / "study" / "runs" / "bat-lr0.01-seed0.json").write_text('{"loss": 1')  # cut off
+        started.clear()
+        compare(Study.of({**content, "seeds": 3}), say=lambda sentence: None)
+        again = {trial.name for _, trial in started}
+        assert again == {"lora-lr0.02-seed0", "bat-lr0.01-seed0", "bat-lr0.005-seed2", "lora-lr0.005-seed2"}
+        assert len(whole) > len(started)
+
+    def test_what_did_not_come_to_its_end_is_tried_again(self, content, monkeypatch, started):
+        lost = {"failed": "killed", "unfinished": True}
+        real = workers.Workers.run
+        monkeypatch.setattr(workers.Workers, "run", lambda self, w, t: real(self, w, t) if w == "time" else lost)
+        lines = compare(Study.of(content), say=lambda sentence: None)
+        assert [line.why for line in lines] == ["killed", "killed"]
+        monkeypatch.setattr(workers.Workers, "run", real)
+        assert [line.why for line in compare(Study.of(content), say=lambda sentence: None)] == ["", ""]
+
+    def test_runs_of_another_study_are_not_mixed_in(self, content, started, tmp_path):
+        compare(Study.of(content), say=lambda sentence: None)
+        with pytest.raises(BoneError, match="differs in r, training"):
+            compare(Study.of({**content, "r": 4, "training": {**TRAINING, "max_steps": 5}}))
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "mine.txt").write_text("mine")
+        with pytest.raises(BoneError, match="something else than a study"):
+            compare(Study.of({**content, "out": str(other)}))
+
+    def test_as_many_at_once_as_are_asked_for(self, content, monkeypatch):
+        at_once, most = [], []
+
+        def run(self, what, trial):
+            if what == "time":
+                return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20}
+            at_once.append(trial)
+            most.append(len(at_once))
+            together.wait(timeout=20)
+            at_once.remove(trial)
+            return {"loss": trial.rate, "exact_match": 0.5, "final_answer": None, "seconds": 1.0}
+
+        import threading
+
+        together = threading.Barrier(2)
+        monkeypatch.setattr(workers.Workers, "run", run)
+        content |= {"methods": {"bat": [0.01], "lora": [0.01]}, "seeds": 1, "widen": 0}
+        compare(Study.of(content), jobs=2, say=lambda sentence: None)
+        assert max(most) == 2
+
+    def test_a_run_is_a_process_of_its_own(self, content):
+        study = Study.of(content)
+        found = workers.Workers(study, {"bat": 8}, 1).run("learn", Trial("bat", 0.01, 0))
+        here = trial.learn(study, Trial("bat", 0.01, 0), 8)
+        assert found["loss"] == pytest.approx(here["loss"], rel=1e-4)
+        lost = workers.Workers(study, {"bat": 7}, 1).run("learn", Trial("bat", 0.01, 0))
+        assert "7" in lost["failed"] and "unfinished" not in lost
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"method": ["bat"]}, "did you mean 'methods'"),
+        ({"methods": {"loraa": [0.1]}}, "'loraa' is no method"),
+        ({"methods": ["bat"]}, "bat in the study needs learning rates"),
+        ({"methods": {"bat": [0]}}, "bat in the study needs learning rates"),
+        ({"methods": None}, "names no methods"),
+        ({"eval_data": None}, "no eval_data"),
+        ({"judge": "final_answer"}, "answer_after"),
+        ({"judge": "luck"}, "judge in the study must be"),
+        ({"seeds": 0}, "seeds in the study must be"),
+        ({"targets": 3}, "targets in the study"),
+        ({"training": {"learning_rate": 1}}, "what a study varies"),
+        ({"out": ""}, "out in the study must be text"),
+    ],
+)
+def test_what_is_wrong_in_a_study_is_named(content, values, says):
+    with pytest.raises(BoneError, match=says):
+        Study.of({**content, **values})
+
+
+def test_a_study_is_read_back_as_it_was_written(content, tmp_path):
+    study = Study.of({**content, "methods": ["bat", "lora"], "learning_rates": [2e-3, 1e-3]})
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_yaml())
+    assert Study.load(path) == study
+    assert study.methods == {"bat": [1e-3, 2e-3], "lora": [1e-3, 2e-3]}
+    assert yaml.safe_load(study.to_yaml())["training"] == TRAINING
+
+
+@pytest.mark.parametrize("name", ["sums", "gsm-symbolic"])
+def test_shipped_studies_are_whole(name):
+    study = Study.load(name, {"out": "elsewhere"})
+    assert study.out == "elsewhere" and study.recipe.checked()
+    with pytest.raises(BoneError, match="There is no study 'summs'"):
+        Study.load("summs")
