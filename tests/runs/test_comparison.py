@@ -2,6 +2,11 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import threading
+import time
 from statistics import mean, stdev
 
 import pytest
@@ -230,13 +235,38 @@ class TestStudy:
             at_once.remove(trial)
             return {"loss": trial.rate, "exact_match": 0.5, "final_answer": None, "seconds": 1.0}
 
-        import threading
-
         together = threading.Barrier(2)
         monkeypatch.setattr(workers.Workers, "run", run)
         content |= {"methods": {"bat": [0.01], "lora": [0.01]}, "seeds": 1, "widen": 0}
         compare(Study.of(content), jobs=2, say=lambda sentence: None)
         assert max(most) == 2
+
+    def test_who_stops_a_study_stops_its_runs(self, content, monkeypatch):
+        sleeping = []
+
+        def run(self, what, trial):
+            if what == "time":
+                return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20}
+            if trial.method == "bat":
+                while not sleeping:
+                    time.sleep(0.01)
+                raise KeyboardInterrupt
+            process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            self._running.add(process)
+            sleeping.append(process)
+            process.wait()
+            return {"failed": "stopped", "unfinished": True}
+
+        monkeypatch.setattr(workers.Workers, "run", run)
+        content |= {"methods": {"bat": [0.01], "lora": [0.01]}}
+        with pytest.raises(KeyboardInterrupt, match="start it again"):
+            compare(Study.of(content), jobs=2, say=lambda sentence: None)
+        assert sleeping[0].returncode == -signal.SIGTERM
+
+    def test_settings_are_looked_at_before_anything_is_run(self, content, started, tmp_path):
+        with pytest.raises(BoneError, match="max_stepz"):
+            compare(Study.of({**content, "training": {"max_stepz": 3}}))
+        assert not started and not (tmp_path / "study").exists()
 
     def test_a_run_is_a_process_of_its_own(self, content):
         study = Study.of(content)

@@ -80,7 +80,7 @@ def _table(study: "Study", lines: "list[Line]") -> Table:
             line.method,
             _or_dash(line.size, "d"),
             _or_dash(line.parameters and line.parameters / 1e6, ".2f") + " M",
-            _or_dash(line.rate, "g") + ("*" if line.at_an_end else ""),
+            _or_dash(line.rate, ".2e").replace("e-0", "e-") + ("*" if line.at_an_end else ""),
             *(_measure(line, key) for key in measures),
             str(line.runs),
             _or_dash(line.step_ms, ",.0f"),

@@ -83,6 +83,7 @@ def _rates(axes: Any, study: Study, results: Results, styles: Mapping[str, Any])
             axes.plot(*zip(*own, strict=True), label=name, **styles[name])
             any_is = True
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel(_WORDS[judge])
     return any_is

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .methods import method
 from .search import Trial, wanted
 from .study import Study
 from .summary import Line, summary
+from .trial import recipe_of
 from .workers import Workers, bytes_needed
 
 
@@ -40,6 +41,8 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
     Raises:
         BoneError: something about the study, its base or data, or another study is in its folder.
     """
+    for name, rates in study.methods.items():
+        recipe_of(study, Trial(name, rates[0], 0)).checked()
     folder = expanded(study.out)
     with ExitStack() as held:
         held.enter_context(parents_of(folder / "study.yaml"))
@@ -64,12 +67,23 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
             say(f"{trial.method}, lr {trial.rate:g}, seed {trial.seed}: {_of_run(result)}")
 
         needs = {name: bytes_needed(found["peak_bytes"]) for name, found in timed.items() if "peak_bytes" in found}
-        workers.run_all(lambda: wanted(study, results), needs, done)
+        with _said_how_to_go_on():
+            workers.run_all(lambda: wanted(study, results), needs, done)
         lines = summary(study, results, timed, sizes)
         with whole_file(folder / "summary.json") as file:
             file.write_text(json_text([asdict(line) for line in lines]), encoding="utf-8")
         draw(study, results, lines, folder)
         return lines
+
+
+@contextmanager
+def _said_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        said = KeyboardInterrupt("Stopped; the runs that are done are kept, so start it again to go on.")
+        vars(said).update(vars(stop))
+        raise said from None
 
 
 def _begin(study: Study, folder: Path) -> None:
@@ -103,12 +117,19 @@ def _sizes(study: Study, say: Callable[[str], None]) -> dict[str, int]:
 
 
 def _empty(study: Study) -> Any:
-    """The base without its weights."""
+    """The base without its weights; those of a folder are not even read."""
     import torch
 
+    from bone_peft.costs.estimation.models import config_of
     from bone_peft.files.bases import load_base
+    from bone_peft.files.checkpoints.outline import outline
 
-    model, _ = load_base(study.recipe.base, dtype="bfloat16", trust_remote_code=study.recipe.trust_remote_code)
+    folder, trust = expanded(study.recipe.base), study.recipe.trust_remote_code
+    if (folder / "config.json").is_file():
+        return outline(
+            config_of(str(folder.absolute()), trust), "CAUSAL_LM", where=str(folder), trust_remote_code=trust
+        )
+    model, _ = load_base(study.recipe.base, dtype="bfloat16", trust_remote_code=trust)
     return model.to(torch.device("meta"))
 
 

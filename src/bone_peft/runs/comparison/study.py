@@ -19,7 +19,10 @@ from ..training import Recipe
 from ..training.settings import unknown_key
 from .methods import METHODS, method
 
-_OF_THE_RECIPE = ("base", "data", "eval_data", "fields", "chat", "chat_template", "template", "dtype", "train_on")
+_OF_THE_RECIPE = (
+    *("base", "data", "eval_data", "fields", "chat", "chat_template", "template", "dtype", "train_on"),
+    "trust_remote_code",
+)
 _MAY_GROW = ("methods", "seeds", "widen", "judge", "out")
 JUDGES = ("loss", "exact_match", "final_answer")
 

@@ -64,7 +64,7 @@ class Workers:
         """
         jobs, room = self._room()
         running: dict[Future[dict[str, Any]], Trial] = {}
-        with self._stopping(), ThreadPoolExecutor(max_workers=64) as threads:
+        with ThreadPoolExecutor(max_workers=64) as threads, self._stopping():
             while True:
                 taken = sum(needs.get(trial.method, 0) for trial in running.values())
                 for trial in next_trials():
