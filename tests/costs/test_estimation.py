@@ -7,12 +7,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
-from bone_peft import BoneError
+from bone_peft import BoneError, load_base
 from bone_peft.cli.main import app
 from bone_peft.costs.estimation import estimate, recommended, write_chart
 from bone_peft.costs.estimation.memory import saved_bytes
 
+from ..files.test_gguf_experts import write_gguf
 from ..models import config_for, llama
+from ..versions import needs
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
@@ -72,6 +74,18 @@ def test_counts_are_those_of_built_models(tmp_path):
         trainable, _ = get_peft_model(llama(), config).get_nb_trainable_parameters()
         assert cost.trainable == trainable
     assert found.parameters == sum(p.numel() for p in llama().parameters())
+
+
+@needs("transformers", "5.17")
+def test_a_gguf_file_is_what_it_is_loaded_as(tmp_path):
+    base = str(tmp_path / "base.gguf")
+    write_gguf(tmp_path / "base.gguf")
+    found = estimate(
+        base, sizes={"Bone": 8, "Bat": 8, "Bat, input-shared": 8, "LoRA": 4, "Bottleneck": 4}, memory=False
+    )
+    model, _ = load_base(base)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert {name.rpartition(".")[2] for name in found.layers} >= {"q_proj", "o_proj"}
 
 
 def test_a_size_that_does_not_divide(tmp_path):

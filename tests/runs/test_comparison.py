@@ -223,6 +223,15 @@ class TestStudy:
         with pytest.raises(BoneError, match="something else than a study"):
             compare(Study.of({**content, "out": str(other)}))
 
+    def test_a_study_of_your_own_hand_stays_as_it_is(self, content, started, tmp_path):
+        mine = tmp_path / "study" / "study.yaml"
+        mine.parent.mkdir()
+        text = "# my thoughts on this\n" + yaml.safe_dump(content)
+        mine.write_text(text)
+        with pytest.raises(BoneError, match=r"study\.yaml"):
+            compare(Study.load(mine), say=lambda sentence: None)
+        assert mine.read_text() == text and not started
+
     def test_as_many_at_once_as_are_asked_for(self, content, monkeypatch):
         at_once, most = [], []
 

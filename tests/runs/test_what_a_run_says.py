@@ -327,3 +327,18 @@ def test_a_damaged_checkpoint_is_one_sentence(halfway, tmp_path, name, damage):
     assert "\n" not in str(error.value)
     assert "delete" in str(error.value)
     assert not (out / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"adapter.init_weights": "bat", "training.lr_scheduler_type": "cosine"},
+            "Bat, r 8; learning rate 0.01, cosine.",
+        ),
+        ({"training.warmup_steps": 2}, "Bone, r 8; learning rate 0.01, linear after 2 steps of warm-up."),
+    ],
+)
+def test_what_decides_how_much_is_learned_is_said_first(plain_base, rows_file, tmp_path, values, line):
+    _, text = told(recipe(plain_base, rows_file, tmp_path / "run", training__max_steps=1).with_values(values))
+    assert line in text.splitlines()

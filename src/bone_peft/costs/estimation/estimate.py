@@ -86,7 +86,7 @@ def estimate(
     """Count and add up what each method would cost. Nothing is loaded or allocated.
 
     Args:
-        model: a known name, a model folder or a hub name.
+        model: a known name, a model folder, a hub name or a GGUF file.
         target_modules: as for ``BoneConfig``.
         sizes: ``r`` by method (for Bottleneck: its width). By default 64 for Bone and Bat, 32 for LoRA, and for
             Bottleneck what is recommended for the model's size.

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bone_peft.errors import BoneError
+from bone_peft.files import gguf_path
+from bone_peft.files.checkpoints.gguf_file import GgufCheckpoint
 from bone_peft.files.checkpoints.outline import load_config, own_config
 from bone_peft.files.remote_code import needed
 from bone_peft.io.json_file import read_json
@@ -20,7 +22,8 @@ def config_of(model: str, trust_remote_code: bool = False) -> Any:
     """The Transformers config of a model.
 
     Args:
-        model: a name in ``KNOWN`` (the part behind the slash will do), a model folder, or a hub name.
+        model: a name in ``KNOWN`` (the part behind the slash will do), a model folder, a hub name, or a GGUF file, as
+            for :func:`bone_peft.load_base`.
         trust_remote_code: run the Python code that the model brings along, if it has some.
 
     Raises:
@@ -29,6 +32,8 @@ def config_of(model: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
+    if gguf_path.accepts(model):
+        return GgufCheckpoint(model, "auto").config
     short = {name.rpartition("/")[2].lower(): name for name in KNOWN}
     name = model if model in KNOWN else short.get(model.lower())
     if name is not None:

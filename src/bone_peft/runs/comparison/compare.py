@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.json_text import json_text
 from bone_peft.io.locks import BusyError, locked
+from bone_peft.io.ours import FileOf
 from bone_peft.io.place import expanded
 from bone_peft.io.whole import parents_of, whole_file
 
@@ -24,6 +26,9 @@ from .study import Study
 from .summary import Line, summary
 from .trial import recipe_of
 from .workers import Workers, bytes_needed
+
+_HEAD = "# Written by bone compare: the study that the runs beside this file are of."
+_STUDY = FileOf(re.compile(re.escape(_HEAD.encode())))
 
 
 @explains_missing_extras
@@ -98,9 +103,9 @@ def _begin(study: Study, folder: Path) -> None:
             )
     elif any(folder.iterdir() if folder.is_dir() else ()):
         raise BoneError(f"{study.out} holds something else than a study; choose another folder with --out.")
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write_text(study.to_yaml(), encoding="utf-8")
+    with whole_file(path, _STUDY) as file:
+        file.write_text(f"{_HEAD}\n{study.to_yaml()}", encoding="utf-8")
+    (folder / "runs").mkdir(exist_ok=True)
 
 
 def _sizes(study: Study, say: Callable[[str], None]) -> dict[str, int]:
@@ -117,20 +122,20 @@ def _sizes(study: Study, say: Callable[[str], None]) -> dict[str, int]:
 
 
 def _empty(study: Study) -> Any:
-    """The base without its weights; those of a folder are not even read."""
+    """The base without its weights; those of folders and GGUF files are not even read."""
     import torch
 
     from bone_peft.costs.estimation.models import config_of
-    from bone_peft.files.bases import load_base
+    from bone_peft.files.bases import from_pth, load_base
     from bone_peft.files.checkpoints.outline import outline
 
-    folder, trust = expanded(study.recipe.base), study.recipe.trust_remote_code
-    if (folder / "config.json").is_file():
-        return outline(
-            config_of(str(folder.absolute()), trust), "CAUSAL_LM", where=str(folder), trust_remote_code=trust
-        )
-    model, _ = load_base(study.recipe.base, dtype="bfloat16", trust_remote_code=trust)
-    return model.to(torch.device("meta"))
+    base, trust = study.recipe.base, study.recipe.trust_remote_code
+    if from_pth.accepts(base):
+        model, _ = load_base(base, dtype="bfloat16")
+        return model.to(torch.device("meta"))
+    folder = expanded(base)
+    where = str(folder.absolute()) if folder.is_dir() else base
+    return outline(config_of(where, trust), "CAUSAL_LM", where=where, trust_remote_code=trust)
 
 
 def _results(study: Study, runs: Path) -> dict[Trial, Any]:
@@ -138,7 +143,7 @@ def _results(study: Study, runs: Path) -> dict[Trial, Any]:
     found = {}
     for path in sorted(runs.glob("*-seed*.json")):
         result = _kept(path, {})
-        if result is not None and result.get("method") in study.methods and result["seed"] < study.seeds:
+        if result is not None and result.get("method") in study.methods and result.get("seed", 0) < study.seeds:
             found[Trial(result["method"], float(result["rate"]), int(result["seed"]))] = result
     return found
 

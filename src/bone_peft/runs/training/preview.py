@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bone_peft.io.names import printable
+from bone_peft.method import BoneConfig
 
 from ..free_memory import free_bytes
 
@@ -54,6 +55,19 @@ class Extent:
             f"{self.rows:,} rows of {self.tokens:,} tokens, {self.learned:,} of them learned; {self.steps:,} steps of "
             f"{self.a_step} rows."
         )
+
+
+def settings_of(trainer: Any) -> str:
+    """What decides how much is learned: the adapter and its learning rate, in a line."""
+    args, adapter = trainer.args, getattr(trainer.plain_model, "active_peft_config", None)
+    warm_up = args.get_warmup_steps(trainer.planned_steps)
+    rate = f"learning rate {args.learning_rate:g}, {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}"
+    if warm_up:
+        rate += f" after {warm_up} steps of warm-up"
+    if not isinstance(adapter, BoneConfig):
+        return f"{rate.capitalize()}."
+    variant = adapter.variant
+    return f"{variant.name.capitalize()}, {variant.size_field} {getattr(adapter, variant.size_field)}; {rate}."
 
 
 def show(trainer: Any, tokenizer: Any, console: Console) -> None:

@@ -217,6 +217,7 @@ def prepare(
             console.print(sentence)
     trainable, total = trainer.count_parameters()
     console.print(f"{trainable:,} trainable parameters over {total - trainable:,} frozen ones.")
+    console.print(preview.settings_of(trainer), highlight=False)
     console.print(str(preview.Extent.of(trainer, 1 if recipe.tensor_parallel else arguments.world_size)))
     result = TrainResult(
         adapter=str(run.place / run.adapter.name),
