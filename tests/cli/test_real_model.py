@@ -24,7 +24,7 @@ def test_generate_answers_from_a_gguf_base():
 
 def test_a_short_demo_makes_everything_it_promises(tmp_path):
     out = tmp_path / "demo"
-    done = bone("demo", "--out", out, "--steps", 2, "--eval-rows", 2)
+    done = bone("demo", "--out", out, "--steps", 4, "--eval-rows", 2)
     assert done.exit_code == 0, done.output
     for line in ("exact match", "loss", "trainable parameters", "training seconds", "tokens/s", "peak memory"):
         assert line in done.output

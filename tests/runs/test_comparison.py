@@ -15,9 +15,9 @@ import yaml
 
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
-from bone_peft.runs.comparison import Study, compare, summary, trial, workers
+from bone_peft.runs.comparison import Study, compare, one_run, summary, workers
+from bone_peft.runs.comparison.compared import METHODS
 from bone_peft.runs.comparison.equal_size import nearest_size, parameters
-from bone_peft.runs.comparison.methods import METHODS
 from bone_peft.runs.comparison.search import Trial, wanted
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
@@ -123,7 +123,7 @@ def test_other_methods_get_the_rank_with_as_many_parameters(plain_base):
 
 def test_a_run_is_that_of_bone_train(content, tmp_path):
     study = Study.of(content)
-    found = trial.learn(study, Trial("bat", 0.01, 1), 8)
+    found = one_run.learn(study, Trial("bat", 0.01, 1), 8)
     shared = {key: content[key] for key in ("base", "data", "eval_data", "fields", "dtype")}
     recipe = Recipe(**shared, seed=1, out=str(tmp_path / "run")).with_values(
         {
@@ -142,14 +142,14 @@ def test_a_run_is_that_of_bone_train(content, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "bat"])
 def test_every_method_learns(content, name):
-    found = trial.learn(Study.of({**content, "answers": 1, "methods": {name: [0.01]}}), Trial(name, 0.01, 0), 4)
+    found = one_run.learn(Study.of({**content, "answers": 1, "methods": {name: [0.01]}}), Trial(name, 0.01, 0), 4)
     first, *_, last = found["curve"]
     assert last[1] < first[1]
     assert found["answered"] == 1 and found["rows"] == 12
 
 
 def test_time_and_memory_are_of_the_first_steps(content):
-    found = trial.time_steps(
+    found = one_run.time_steps(
         Study.of({**content, "training": {**TRAINING, "max_steps": 50}}), Trial("lora", 0.01, 0), 2
     )
     assert found["step_ms"] > 0 and found["peak_bytes"] > 0
@@ -280,7 +280,7 @@ class TestStudy:
     def test_a_run_is_a_process_of_its_own(self, content):
         study = Study.of(content)
         found = workers.Workers(study, {"bat": 8}, 1).run("learn", Trial("bat", 0.01, 0))
-        here = trial.learn(study, Trial("bat", 0.01, 0), 8)
+        here = one_run.learn(study, Trial("bat", 0.01, 0), 8)
         assert found["loss"] == pytest.approx(here["loss"], rel=1e-4)
         lost = workers.Workers(study, {"bat": 7}, 1).run("learn", Trial("bat", 0.01, 0))
         assert "7" in lost["failed"] and "unfinished" not in lost

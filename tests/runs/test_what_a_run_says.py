@@ -245,7 +245,7 @@ def test_cutting_counts_as_trl_drops(chat_base, tmp_path):
     rows = [{"query": "q" * length, "response": "a" * 6} for length in range(1, 40)]
     file = str(write_rows(tmp_path / "rows.jsonl", rows))
     plan = recipe(chat_base, file, tmp_path / "run", training__max_length=20).checked()
-    trainer, _, _, result = training._prepare(plan, training.RunFolder(plan.out), Console(quiet=True))
+    trainer, _, _, result = training.prepare(plan, training.RunFolder(plan.out), Console(quiet=True))
     assert len(trainer.train_dataset) == 39 - result.rows_unanswered
     assert 0 < result.rows_unanswered < result.rows_cut < 39
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bone_peft.costs.drawing import save_figure
 
-from .methods import METHODS
+from .compared import METHODS
 from .search import Results
 from .study import Study
 from .summary import Line

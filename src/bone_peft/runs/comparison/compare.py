@@ -19,12 +19,12 @@ from bone_peft.io.whole import parents_of, whole_file
 
 from ..training.recipe import versions_now
 from .charts import draw
+from .compared import method
 from .equal_size import nearest_size, parameters
-from .methods import method
+from .one_run import recipe_of
 from .search import Trial, wanted
 from .study import Study
 from .summary import Line, summary
-from .trial import recipe_of
 from .workers import Workers, bytes_needed
 
 _HEAD = "# Written by bone compare: the study that the runs beside this file are of."

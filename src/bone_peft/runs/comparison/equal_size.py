@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from .methods import Method, Targets
+from .compared import Method, Targets
 
 
 def parameters(base: Any, config: Any) -> int:

@@ -17,7 +17,7 @@ from bone_peft.io.yaml_file import read_yaml
 
 from ..training import Recipe
 from ..training.settings import unknown_key
-from .methods import METHODS, method
+from .compared import METHODS, method
 
 _OF_THE_RECIPE = (
     *("base", "data", "eval_data", "fields", "chat", "chat_template", "template", "dtype", "train_on"),
@@ -33,7 +33,7 @@ class Study:
 
     Attributes:
         recipe: what all runs have in common, as for ``bone train``; its held-out rows are the test.
-        methods: by name (``bone_peft.runs.comparison.methods``), the learning rates that are tried first.
+        methods: by name (``bone_peft.runs.comparison.compared``), the learning rates that are tried first.
         seeds: how many runs the best learning rate of a method gets.
         widen: how many learning rates beyond those may be tried, in steps of two, while the best is the least or the
             greatest.

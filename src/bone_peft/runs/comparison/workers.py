@@ -18,7 +18,7 @@ from ..free_memory import free_bytes
 from .search import Trial
 from .study import Study
 
-_MODULE = "bone_peft.runs.comparison.trial"
+_MODULE = "bone_peft.runs.comparison.one_run"
 _CONTEXT = 2**30
 """What a process takes of a GPU beside its tensors."""
 _AT_ONCE = 4

@@ -20,7 +20,7 @@ from bone_peft.errors import BoneError
 
 from ..training import Recipe
 from ..training.run_folder import RunFolder
-from .methods import method
+from .compared import method
 from .search import Trial
 from .study import Study
 
