@@ -56,8 +56,9 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
         except BusyError:
             raise BoneError(f"Another process writes to {study.out}; wait for it, or choose another --out.") from None
         _begin(study, folder)
-        sizes = _sizes(study, say)
-        runs, workers = folder / "runs", Workers(study, sizes, jobs)
+        held.enter_context(_said_how_to_go_on())
+        runs, sizes = folder / "runs", _sizes(study, say)
+        workers = held.enter_context(Workers(study, sizes, jobs))
         timed: dict[str, dict[str, Any]] = {}
         for name in study.methods:
             path, size = runs / f"{name}-steps.json", sizes.get(name)
@@ -72,8 +73,7 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
             say(f"{trial.method}, lr {trial.rate:g}, seed {trial.seed}: {_of_run(result)}")
 
         needs = {name: bytes_needed(found["peak_bytes"]) for name, found in timed.items() if "peak_bytes" in found}
-        with _said_how_to_go_on():
-            workers.run_all(lambda: wanted(study, results), needs, done)
+        workers.run_all(lambda: wanted(study, results), needs, done)
         lines = summary(study, results, timed, sizes)
         with whole_file(folder / "summary.json") as file:
             file.write_text(json_text([asdict(line) for line in lines]), encoding="utf-8")
@@ -111,11 +111,11 @@ def _begin(study: Study, folder: Path) -> None:
 def _sizes(study: Study, say: Callable[[str], None]) -> dict[str, int]:
     """By method, the rank at which it has about as many parameters as Bone; of Bone's own, the block size."""
     base = _empty(study)
-    count = parameters(base, method("bone").config(study.r, study.targets))  # type: ignore[misc]
+    count = parameters(base, method("bone").config(study.r, study.targets))
     sizes = {}
     for name in study.methods:
         own = method(name)
-        if own.config is not None:
+        if not own.trains_base:
             sizes[name] = nearest_size(base, own, study.targets, count) if own.sizes else study.r
     say(f"Bone with r={study.r} has {count:,} parameters; the others get the rank that has about as many.")
     return sizes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from bisect import bisect_left
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from .compared import Method, Targets
 
 
 def parameters(base: Any, config: Any) -> int:
-    """How many numbers a method trains on ``base``, which keeps as it is; nothing is computed or filled."""
-    config.task_type = "CAUSAL_LM"
+    """How many numbers a method trains on ``base``, which keeps as it is; nothing is computed or filled.
+
+    Args:
+        base: on the meta device.
+    """
     if isinstance(config, LoraConfig):
         config.init_lora_weights = True  # what is made from the weights counts alike
     with torch.device("meta"):
@@ -28,20 +32,10 @@ def nearest_size(base: Any, method: Method, targets: Targets, count: int) -> int
     Args:
         base: on the meta device.
     """
-    assert method.config is not None
-    counted: dict[int, int] = {}
 
+    @cache
     def at(size: int) -> int:
-        if size not in counted:
-            counted[size] = parameters(base, method.config(size, targets))  # type: ignore[misc]
-        return counted[size]
+        return parameters(base, method.config(size, targets))
 
-    low, high = 0, len(method.sizes) - 1
-    while low < high:  # counts grow with the size
-        middle = (low + high) // 2
-        if at(method.sizes[middle]) < count:
-            low = middle + 1
-        else:
-            high = middle
-    around: Sequence[int] = method.sizes[max(0, low - 1) : low + 1]
-    return min(around, key=lambda size: abs(at(size) - count))
+    place = bisect_left(method.sizes, count, key=at)  # counts grow with the size
+    return min(method.sizes[max(0, place - 1) : place + 1], key=lambda size: abs(at(size) - count))

@@ -27,21 +27,16 @@ from .study import Study
 
 def recipe_of(study: Study, trial: Trial) -> Recipe:
     """The run as ``bone train`` has it, but for the adapter."""
-    training = {
-        "save_strategy": "no",
-        "logging_steps": 10,
-        **study.recipe.training,
-        "learning_rate": trial.rate,
-    }
-    whole: dict[str, Any] = {}
-    if method(trial.method).config is None and study.recipe.dtype != "float32":
-        # All weights are trained: they are float32 then, and what is computed with them is not.
-        whole = {"dtype": "float32"}
-        training["bf16" if study.recipe.dtype == "bfloat16" else "fp16"] = True
-    return dataclasses.replace(study.recipe, seed=trial.seed, training=training, allow_unused=True, **whole)
+    recipe, training = study.recipe, {"save_strategy": "no", "logging_steps": 10, **study.recipe.training}
+    dtype = recipe.dtype
+    if method(trial.method).trains_base and dtype != "float32":
+        # What is trained is float32, and what is computed with it is not.
+        dtype, training["bf16" if dtype == "bfloat16" else "fp16"] = "float32", True
+    training["learning_rate"] = trial.rate
+    return dataclasses.replace(recipe, seed=trial.seed, dtype=dtype, training=training)
 
 
-def learn(study: Study, trial: Trial, size: int) -> dict[str, Any]:
+def learn(study: Study, trial: Trial, size: int | None) -> dict[str, Any]:
     """Train and score.
 
     Returns:
@@ -79,7 +74,7 @@ def learn(study: Study, trial: Trial, size: int) -> dict[str, Any]:
     }
 
 
-def time_steps(study: Study, trial: Trial, size: int) -> dict[str, Any]:
+def time_steps(study: Study, trial: Trial, size: int | None) -> dict[str, Any]:
     """The time of a step (median, milliseconds) and the peak of memory (bytes), in the first steps of a run.
 
     The first eighth of them is left out: the base is tried and steps are recorded there.
@@ -105,16 +100,8 @@ def time_steps(study: Study, trial: Trial, size: int) -> dict[str, Any]:
     }
 
 
-def _adapter(study: Study, trial: Trial, size: int) -> Callable[[Recipe], Any]:
-    def config(recipe: Recipe) -> Any:
-        make = method(trial.method).config
-        if make is None:
-            return None
-        config = make(size, study.targets)
-        config.task_type = "CAUSAL_LM"
-        return config
-
-    return config
+def _adapter(study: Study, trial: Trial, size: int | None) -> Callable[[Recipe], Any]:
+    return lambda recipe: method(trial.method).config(size or study.r, study.targets)
 
 
 def _clock(steps: int) -> Any:

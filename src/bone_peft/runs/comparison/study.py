@@ -21,7 +21,7 @@ from .compared import METHODS, method
 
 _OF_THE_RECIPE = (
     *("base", "data", "eval_data", "fields", "chat", "chat_template", "template", "dtype", "train_on"),
-    "trust_remote_code",
+    *("trust_remote_code", "allow_unused"),
 )
 _MAY_GROW = ("methods", "seeds", "widen", "judge", "out")
 JUDGES = ("loss", "exact_match", "final_answer")

@@ -6,9 +6,9 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -25,27 +25,41 @@ _AT_ONCE = 4
 
 
 class Workers:
-    """Starts runs of a study, and waits for them.
+    """Starts runs of a study and waits for them. Leaving it, however that comes, ends those that go on.
 
     Args:
         jobs: how many at once; None goes by the memory of the GPU, and takes one on a CPU, whose cores one run fills.
     """
 
     def __init__(self, study: Study, sizes: dict[str, int], jobs: int | None) -> None:
-        self._study, self._sizes, self._jobs = study, sizes, jobs
+        self._study, self._sizes = study, sizes
+        self._jobs, self._room = _room(jobs)
+        self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
+        self._is_over = False
+
+    def __enter__(self) -> Workers:
+        self._threads = ThreadPoolExecutor(max_workers=self._jobs)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._is_over = True
+            for process in self._running:
+                process.terminate()
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._running:
+            process.wait()
 
     def run(self, what: str, trial: Trial) -> dict[str, Any]:
         """``"learn"`` or ``"time"``, by itself. A run that does not come to its end is ``{"failed": why}``."""
         spec: dict[str, Any] = {"study": self._study.to_dict(), "trial": asdict(trial), "what": what}
-        spec["size"] = self._sizes.get(trial.method, 0)
-        command = [sys.executable, "-m", _MODULE, json.dumps(spec)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self._running.add(process)
+        spec["size"] = self._sizes.get(trial.method)
+        process = self._started([sys.executable, "-m", _MODULE, json.dumps(spec)])
         try:
             out, err = process.communicate()
         finally:
-            self._running.discard(process)
+            self._ended(process)
         lines = out.strip().splitlines()
         if process.returncode or not lines:
             said = err.strip().splitlines() or [f"it ended with {process.returncode}"]
@@ -62,41 +76,42 @@ class Workers:
             needs: bytes that a run of each method takes.
             done: takes a run and its result.
         """
-        jobs, room = self._room()
         running: dict[Future[dict[str, Any]], Trial] = {}
-        with ThreadPoolExecutor(max_workers=64) as threads, self._stopping():
-            while True:
-                taken = sum(needs.get(trial.method, 0) for trial in running.values())
-                for trial in next_trials():
-                    if trial in running.values():
-                        continue
-                    need = needs.get(trial.method, 0)
-                    if running and (len(running) >= jobs or taken + need > room):
-                        continue
-                    running[threads.submit(self.run, "learn", trial)] = trial
+        while True:
+            taken = sum(needs.get(trial.method, 0) for trial in running.values())
+            for trial in next_trials():
+                need = needs.get(trial.method, 0)
+                fits = len(running) < self._jobs and taken + need <= self._room
+                if trial not in running.values() and (fits or not running):
+                    running[self._threads.submit(self.run, "learn", trial)] = trial
                     taken += need
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    done(running.pop(future), future.result())
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done(running.pop(future), future.result())
 
-    def _room(self) -> tuple[int, float]:
-        """How many runs may go on at once, and the bytes that they may take together."""
-        device = torch.accelerator.current_accelerator()
-        free = None if device is None else free_bytes(device)
-        if self._jobs is not None or free is None:
-            return self._jobs or 1, math.inf
-        return _AT_ONCE, 0.9 * free
+    def _started(self, command: list[str]) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._is_over:
+                raise RuntimeError("The study is over.")
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            self._running.add(process)
+            return process
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Whatever ends the study ends its runs."""
-        try:
-            yield
-        except BaseException:
-            for process in list(self._running):
-                process.terminate()
-            raise
+    def _ended(self, process: subprocess.Popen[str]) -> None:
+        """It stays where :meth:`__exit__` finds it if it goes on: somebody else was stopped, who waited for it."""
+        with self._lock:
+            if process.poll() is not None:
+                self._running.discard(process)
+
+
+def _room(jobs: int | None) -> tuple[int, float]:
+    """How many runs may go on at once, and the bytes that they may take together."""
+    device = torch.accelerator.current_accelerator()
+    free = None if device is None else free_bytes(device)
+    if jobs is not None or free is None:
+        return jobs or 1, math.inf
+    return _AT_ONCE, 0.9 * free
 
 
 def bytes_needed(peak: int) -> int:
