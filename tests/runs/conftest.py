@@ -1,6 +1,9 @@
 """Bases and rows, made once for all tests of this folder."""
 
 import pytest
+import torch
+
+from bone_peft.files.bases import load_base
 
 from .tiny import make_base, sums, write_rows
 
@@ -13,6 +16,17 @@ def chat_base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def plain_base(tmp_path_factory):
     return str(make_base(tmp_path_factory.mktemp("bases") / "plain", chat=False))
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A model with opinions: from its random start it says the same token for ever."""
+    model, tokenizer = load_base(str(make_base(tmp_path / "base", chat=False)), dtype="float32")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.4)
+    return model, tokenizer
 
 
 @pytest.fixture(scope="session")

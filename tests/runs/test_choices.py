@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
 
 from bone_peft.errors import BoneError
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
 from bone_peft.runs.evaluation.tokens import encode
 
-from .test_matches import base  # noqa: F401
 from .tiny import write_rows
 
 TEXTS = ["red", "blue and green", "no"]
@@ -26,9 +26,23 @@ FORMS = [
 @pytest.mark.parametrize("row", FORMS)
 def test_the_right_choice_is_learned(row, tmp_path):
     file = str(write_rows(tmp_path / "rows.jsonl", [row]))
-    assert load_data(file).to_list() == [{"prompt": "2+2", "completion": "blue and green"}]
-    (kept,) = load_data(file, choices=True)
-    assert kept == {"prompt": "2+2", "completion": "blue and green", "choices": ["blue and green", "red", "no"]}
+    asked = {"prompt": "2+2" if "ctx" in row else "Question: 2+2\nAnswer:", "completion": " blue and green"}
+    assert load_data(file).to_list() == [asked]
+    assert load_data(file, choices=True).to_list() == [asked | {"choices": [" blue and green", " red", " no"]}]
+    (own,) = load_data(file, template="{prompt} = {completion}!", choices=True)
+    assert own == {
+        "prompt": "2+2 =",
+        "completion": " blue and green!",
+        "choices": [" blue and green!", " red!", " no!"],
+    }
+
+
+def test_a_chat_has_the_question_and_the_choice_as_they_are(chat_base, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(chat_base)
+    (row,) = load_data(str(write_rows(tmp_path / "rows.jsonl", FORMS[:1])), tokenizer=tokenizer, choices=True)
+    assert row["prompt"] == [{"role": "user", "content": "2+2"}]
+    assert row["completion"] == [{"role": "assistant", "content": "blue and green"}]
+    assert row["choices"] == ["blue and green", "red", "no"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +73,7 @@ def test_sources_with_choices_and_without_do_not_mix(tmp_path):
         load_data([one, other], choices=True)
 
 
-def test_the_share_is_that_of_the_least_loss_in_float64(base, tmp_path):  # noqa: F811
+def test_the_share_is_that_of_the_least_loss_in_float64(base, tmp_path):
     model, tokenizer = base
     draw = torch.Generator().manual_seed(0)
     rows = []
@@ -72,10 +86,21 @@ def test_the_share_is_that_of_the_least_loss_in_float64(base, tmp_path):  # noqa
     for row in rows:
         losses = []
         for text in row["choices"]:
-            prompt, completion = encode({"prompt": row["question"], "completion": text}, tokenizer)
+            plain = {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {text}"}
+            prompt, completion = encode(plain, tokenizer)
             with torch.no_grad():
                 logits = exact(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
             losses.append(float(cross_entropy(logits, torch.tensor(completion), reduction="sum")))
         right += min(range(3), key=losses.__getitem__) == row["answer"]
     assert 0 < right < len(rows)
     assert found.choice == pytest.approx(right / len(rows))
+
+
+def test_a_choice_that_is_beyond_the_model_is_named(base, tmp_path):
+    model, tokenizer = base
+    model.config.max_position_embeddings = 40
+    model.model.position_embeddings = torch.nn.Embedding(40, 4)  # positions that are learned come to an end
+    rows = [{"question": "a", "choices": ["b", "c" * 60], "answer": 0}]
+    held_out = load_data(str(write_rows(tmp_path / "rows.jsonl", rows)), choices=True)
+    with pytest.raises(BoneError, match="this base reads 40 at most"):
+        score(model, tokenizer, held_out, samples=1)

@@ -2,17 +2,22 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from bone_peft.cli.main import app
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.runs.comparison import Study, compare, one_run, summary, workers
@@ -25,6 +30,7 @@ from bone_peft.runs.training import Recipe, train
 
 from .tiny import sums, write_rows
 
+DOCS = Path(__file__).parents[2] / "docs"
 TRAINING = {"max_steps": 4, "per_device_train_batch_size": 4, "gradient_checkpointing": False}
 
 
@@ -272,6 +278,19 @@ class TestStudy:
             compare(Study.of(content), jobs=2, say=lambda sentence: None)
         assert sleeping[0].returncode == -signal.SIGTERM
 
+    def test_who_stops_a_run_that_is_waited_for_ends_it(self, content, monkeypatch):
+        def stopped(process):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(subprocess.Popen, "communicate", stopped)
+        monkeypatch.setattr(workers, "_MODULE", "http.server")  # anything that goes on
+        with pytest.raises(KeyboardInterrupt), workers.Workers(Study.of(content), {}, 1) as pool:
+            try:
+                pool.run("time", Trial("bat", 0.01, 0))
+            finally:
+                (process,) = pool._running
+        assert process.returncode is not None
+
     def test_settings_are_looked_at_before_anything_is_run(self, content, started, tmp_path):
         with pytest.raises(BoneError, match="max_stepz"):
             compare(Study.of({**content, "training": {"max_stepz": 3}}))
@@ -315,6 +334,18 @@ def test_a_study_is_read_back_as_it_was_written(content, tmp_path):
     assert Study.load(path) == study
     assert study.methods == {"bat": [1e-3, 2e-3], "lora": [1e-3, 2e-3]}
     assert yaml.safe_load(study.to_yaml())["training"] == TRAINING
+
+
+@pytest.mark.parametrize("told", ["help", "docs"])
+def test_studies_that_are_shown_are_read(told):
+    if told == "help":
+        text = CliRunner().invoke(app, ["compare", "--help"]).output
+    else:
+        text = (DOCS / "accuracy.md").read_text("utf-8")
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    (example,) = re.findall(r"^ *base: [\s\S]*?^ *training: .*$", lines, re.M)
+    study = Study.of(yaml.safe_load(textwrap.dedent(example)))
+    assert {"bat", "lora"} <= set(study.methods)
 
 
 @pytest.mark.parametrize("name", ["sums", "gsm-symbolic"])

@@ -7,7 +7,7 @@ from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
 from bone_peft.runs.evaluation.final_answer import final_answer, same_answer
 
-from .test_matches import PROMPTS, answers_of, base, rows_with  # noqa: F401
+from .test_matches import PROMPTS, answers_of, rows_with
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_numbers_are_compared_as_numbers(one, other, same):
     assert same_answer(other, one) is same
 
 
-def test_a_model_is_scored_by_what_it_says_after_the_marker(base, tmp_path):  # noqa: F811
+def test_a_model_is_scored_by_what_it_says_after_the_marker(base, tmp_path):
     model, tokenizer = base
     limit = 12
     said = answers_of(model, tokenizer, limit)
@@ -62,10 +62,12 @@ def test_a_model_is_scored_by_what_it_says_after_the_marker(base, tmp_path):  # 
     assert (found.final_answer, found.answered, found.rows) == (pytest.approx(1 / (some + 1)), some + 1, len(PROMPTS))
 
 
-def test_rows_without_the_marker_are_named(base, tmp_path):  # noqa: F811
+def test_rows_without_the_marker_are_named(base, tmp_path):
     model, tokenizer = base
     with pytest.raises(BoneError, match=r"row 2 has nothing after '#'"):
         score(model, tokenizer, rows_with(tmp_path, ["#1", "2", *["#3"] * 4]), answer_after="#")
+    with pytest.raises(BoneError, match="marker of a final answer is empty"):
+        score(model, tokenizer, rows_with(tmp_path, ["#1"] * 6), answer_after="")
 
 
 def test_generated_tasks_give_worked_answers_where_they_have_them():

@@ -3,29 +3,16 @@
 import sys
 
 import pytest
-import torch
 
-from bone_peft.files.bases import load_base
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
 from bone_peft.runs.evaluation.answers import answer_batch
 from bone_peft.runs.evaluation.matches import can_become, greedy_start, is_plain
 from bone_peft.runs.evaluation.tokens import encode_prompt
 
-from .tiny import make_base, write_rows
+from .tiny import write_rows
 
 PROMPTS = ["12+30=", "5+5=", "1", "99+1=", "abc", "37+1="]
-
-
-@pytest.fixture
-def base(tmp_path):
-    """A model with opinions: from its random start it says the same token for ever."""
-    model, tokenizer = load_base(str(make_base(tmp_path / "base", chat=False)), dtype="float32")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.4)
-    return model, tokenizer
 
 
 def answers_of(model, tokenizer, limit):

@@ -28,8 +28,10 @@ def final_answers(texts: list[str], marker: str) -> list[str]:
     """Those of expected answers.
 
     Raises:
-        BoneError: one has no marker.
+        BoneError: one has no marker, or the marker is no text.
     """
+    if not marker:
+        raise BoneError("The marker of a final answer is empty: name what stands before it, such as '####'.")
     found = [final_answer(text, marker) for text in texts]
     for number, answer in enumerate(found, start=1):
         if not answer:

@@ -7,12 +7,12 @@ from typing import Any
 
 from bone_peft.errors import BoneError
 
-from ..free_memory import fits
 from .answers import answer_batch
 from .choice import count_right
 from .final_answer import final_answers, says
+from .likelihood import batches, completion_losses
 from .matches import Answered, count_matches
-from .reach import check_length, check_reach
+from .reach import check_length
 from .tokens import encode, encode_prompts, expected_text, prompt_text
 
 # An answer longer than the longest expected one cannot match, so generation may stop there; the slack is for
@@ -72,25 +72,13 @@ def score(
     check_length(model, (prompt_text(row["prompt"]) + expected_text(row["completion"]) for row in rows))
     encoded = [encode(row, tokenizer) for row in rows]
     prompts = encode_prompts(rows, tokenizer)
-    check_reach(
-        model,
-        max(max(prompt + completion) for prompt, completion in encoded),
-        max(len(prompt) + len(completion) for prompt, completion in encoded),
-    )
     limit = max_new_tokens or max(len(completion) for _, completion in encoded) + _SLACK_TOKENS
     expected = [expected_text(completion) for completion in rows["completion"]]
     wanted = None if answer_after is None else final_answers(expected, answer_after)
     matched, right, total, tokens = 0, 0, 0.0, 0
     count = len(rows) if answers is None else min(answers, len(rows))
-    # Rows of like length share a batch: less padding.
-    order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
     model.eval()
-    start = 0
-    while start < len(order):
-        batch = order[start : start + batch_size]
-        longest = [len(prompt) + len(completion) for prompt, completion in (encoded[index] for index in batch)]
-        batch = batch[: _rows_that_fit(model, longest)]
-        start += len(batch)
+    for batch in batches(model, encoded, batch_size):
         losses, likely = completion_losses(model, [encoded[index] for index in batch])
         total, tokens = total + sum(losses), tokens + sum(map(len, likely))
         asked = [(index, own) for index, own in zip(batch, likely, strict=True) if index < count]
@@ -107,7 +95,7 @@ def score(
         raise BoneError("The loss on these rows is not a finite number: the model computes beyond its dtype; use fp32.")
     chosen = None
     if "choices" in rows.column_names:
-        chosen = count_right(model, tokenizer, rows, lambda some: completion_losses(model, some)[0], batch_size)
+        chosen = count_right(model, tokenizer, rows, batch_size)
     read: list[str] = []
     for start in range(0, min(samples, len(rows)), batch_size):
         some = prompts[start : min(start + batch_size, samples)]
@@ -126,58 +114,3 @@ def score(
         final_answer=None if wanted is None else right / count,
         choice=None if chosen is None else chosen / len(rows),
     )
-
-
-def _rows_that_fit(model: Any, lengths: list[int]) -> int:
-    """How many of these rows, from short to long, can be scored at once; one at least.
-
-    Raises:
-        BoneError: not even the first.
-    """
-    words = model.config.get_text_config().vocab_size
-    # Logits, and what a softmax makes of them in float32; and which tokens see which.
-    needed = [
-        row * (words * (2 * model.dtype.itemsize + 8) + length * 4) * length
-        for row, length in enumerate(lengths, start=1)
-    ]
-    count = sum(fits(size, model.device) for size in needed)
-    if not count:
-        raise BoneError(
-            f"A row is {lengths[0]:,} tokens long: its score takes {needed[0] / 2**30:.1f} GiB, which are not free; "
-            "shorten or drop it."
-        )
-    return count
-
-
-def completion_losses(model: Any, batch: list[tuple[list[int], list[int]]]) -> tuple[list[float], list[list[int]]]:
-    """Negative log-likelihood (nats) of each completion, and the most likely token at each of its places.
-
-    There is none for a first token without a prompt before it.
-
-    Args:
-        model: gives logits ``(rows, tokens, vocabulary)``; they are scored in fp32.
-        batch: ``(prompt_ids, completion_ids)`` a row.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    width = max(len(prompt) + len(completion) for prompt, completion in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, (prompt, completion) in enumerate(batch):
-        length = len(prompt) + len(completion)
-        ids[row, :length] = torch.tensor(prompt + completion)
-        mask[row, :length] = 1
-        labels[row, len(prompt) : length] = torch.tensor(completion)
-    device = model.device
-    with torch.inference_mode():
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        targets = labels[:, 1:].to(device)
-        scored = targets != -100
-        at_completions = logits[:, :-1][scored]
-        counts = scored.sum(1).tolist()
-        losses = cross_entropy(at_completions.float(), targets[scored], reduction="none").split(counts)
-        likely = at_completions.argmax(-1).split(counts)
-        sums = torch.stack([row.sum() for row in losses]).tolist()
-    return sums, [row.tolist() for row in likely]

@@ -7,10 +7,13 @@ from typing import Any
 
 from .columns import asked
 from .reading import Reading, converted
+from .template import check, fill
 
-_QUESTIONS = ("question", "question_stem", "prompt", "ctx")
+_BEGINNINGS = ("ctx",)
+_QUESTIONS = ("question", "question_stem", "prompt", *_BEGINNINGS)
 _CHOICES = ("choices", "endings", "options")
 _RIGHT = ("answer", "answerKey", "label")
+_BEGUN, _HEADED = "{prompt} {completion}", "Question: {prompt}\nAnswer: {completion}"
 
 
 def recognizes(names: Collection[str]) -> bool:
@@ -18,10 +21,16 @@ def recognizes(names: Collection[str]) -> bool:
 
 
 def rows(dataset: Any, reading: Reading) -> Any:
-    """A question and the text of its right choice; all choices beside them, the right one first, if they are wanted."""
-    reading.refuse_template("questions with choices")
+    """A question and the text of its right choice; all choices beside them, the right one first, if they are wanted.
+
+    A base without chat is asked as benchmarks ask it: what begins a sentence is gone on with, a question has headings.
+    """
     names = dataset.column_names
     question, choices, right = (_first(kinds, names) for kinds in (_QUESTIONS, _CHOICES, _RIGHT))
+    template = reading.template
+    if template is None and not reading.chat:
+        template = _BEGUN if question in _BEGINNINGS else _HEADED
+    check(template)
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         texts, labels = _texts_and_labels(row[choices])
@@ -30,8 +39,12 @@ def rows(dataset: Any, reading: Reading) -> Any:
         place = _place(row[right], labels, texts)
         if place is None:
             raise reading.fault(index, f"{right!r} must say which of {choices!r} is right, found {row[right]!r:.80}.")
-        found = asked(reading.text(row, question, index), texts[place], reading.chat)
-        others = [text for index, text in enumerate(texts) if index != place]
+        prompt = reading.text(row, question, index)
+        if template is not None:
+            filled = [fill(template, prompt, text) for text in texts]
+            prompt, texts = filled[0][0], [text for _, text in filled]
+        found = asked(prompt, texts[place], reading.chat)
+        others = [text for number, text in enumerate(texts) if number != place]
         return found | ({"choices": [texts[place], *others]} if reading.choices else {})
 
     return converted(dataset, convert, chat=reading.chat, choices=reading.choices)

@@ -8,6 +8,7 @@ from bone_peft.errors import BoneError
 
 from .reading import Reading, converted
 from .talk import is_talk, talk, with_system
+from .template import check, fill
 
 
 def rows(dataset: Any, reading: Reading) -> Any:
@@ -20,10 +21,7 @@ def rows(dataset: Any, reading: Reading) -> Any:
             f"it has {', '.join(dataset.column_names)}: name two of them with --fields PROMPT COMPLETION."
         )
     template = reading.template
-    if template is not None and "{prompt}" not in template:
-        raise BoneError("template has no {prompt} in it, so the prompt would be lost; add it where it belongs.")
-    if template is not None and template.count("{completion}") > 1:
-        raise BoneError("template has {completion} in it more than once; the answer is learned in one place.")
+    check(template)
     if all(is_talk(dataset[0][field]) for field in (prompt_field, completion_field)):
         reading.need_chat()
 
@@ -41,7 +39,7 @@ def rows(dataset: Any, reading: Reading) -> Any:
         prompt = reading.text(row, prompt_field, index)
         completion = reading.text(row, completion_field, index)
         if template is not None:
-            prompt, completion = _fill(template, prompt, completion)
+            prompt, completion = fill(template, prompt, completion)
         if not beside:
             return asked(prompt, completion, reading.chat)
         chat = asked(prompt, completion, True)
@@ -63,11 +61,3 @@ def asked(prompt: str, completion: str, chat: bool, before: tuple[dict[str, str]
         "prompt": [*before, {"role": "user", "content": prompt}],
         "completion": [{"role": "assistant", "content": completion}],
     }
-
-
-def _fill(template: str, prompt: str, completion: str) -> tuple[str, str]:
-    """Prompt and completion in their template; the blank before ``{completion}`` is learned, as text is tokenized."""
-    before, marker, after = template.partition("{completion}")
-    asked = before.rstrip() if marker else before
-    answered = before[len(asked) :] + completion + after
-    return asked.replace("{prompt}", prompt), answered
