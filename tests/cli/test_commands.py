@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from bone_peft.cli.compare import _table
+from bone_peft.cli.console import Screen
 from bone_peft.cli.main import app
 from bone_peft.runs import recipes
+from bone_peft.runs.comparison import Line
 
 from ..runs.test_train import reference_loss
 from ..runs.tiny import sums, write_rows
@@ -173,3 +176,15 @@ def test_a_base_in_this_folder_is_found_from_another(chat_base, rows_file, tmp_p
 def test_nothing_to_answer_with():
     asked = bone("generate", "hello")
     assert asked.exit_code == 2 and "give --base, --adapter, or both" in asked.stderr
+
+
+def test_the_table_of_a_study_fits_a_narrow_terminal(capsys):
+    means = {"loss": 0.0477, "exact_match": 0.121, "final_answer": 0.247}
+    errors = {"loss": 0.0012, "exact_match": 0.01, "final_answer": 0.013}
+    whole = Line("bottleneck", 33, 10_074_240, 1.25e-4, True, 3, means, errors, 2593.0, 2**31)
+    failed = Line("full", None, None, None, False, 0, {}, {}, None, None, "it failed")
+    Screen(width=80).print(_table([whole, failed]))
+    text = capsys.readouterr().out
+    for word in ("bottleneck", "10.07", "1.25e-4*", "0.0477", "±0.0012", "12.1%", "24.7%", "±1.3%", "2,593", "2.0"):
+        assert word in text
+    assert "full" in text and "…" not in text

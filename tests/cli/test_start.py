@@ -48,3 +48,17 @@ def test_train_speaks_before_it_loads():
         "else: raise SystemExit(1)\n"
     )
     assert not loaded(code) & HEAVY
+
+
+def test_no_library_draws_a_bar_of_its_own():
+    code = (
+        "import io, os\n"
+        "os.environ.pop('TQDM_DISABLE', None)\n"
+        "from bone_peft.cli.process import quiet\n"
+        "quiet()\n"
+        "from tqdm.auto import tqdm\n"
+        "out = io.StringIO()\n"
+        "list(tqdm(range(3), file=out))\n"
+        "assert not out.getvalue(), out.getvalue()\n"
+    )
+    assert "tqdm" in loaded(code)

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bone_peft.runs.comparison import Line, Study
+    from bone_peft.runs.comparison import Line
 
 _HELP = """Which method learns your task best: methods x learning rates x seeds, at equal parameter counts.
 
@@ -27,8 +28,8 @@ ones while the best is at an end, then the best with other seeds. Runs that are 
   data: train.jsonl
   eval_data: test.jsonl
   methods:
-    bat: [[0.0005, 0.001]]
-    lora: [[0.0005, 0.001]]
+    bat: [0.0005, 0.001]
+    lora: [0.0005, 0.001]
   training: {num_train_epochs: 1, per_device_train_batch_size: 16}
 """
 
@@ -60,7 +61,7 @@ def compare(
         screen.print(sentence, markup=False, highlight=False)
 
     lines = run(chosen, jobs=jobs, say=say)
-    screen.print(_table(chosen, lines))
+    screen.print(_table(lines))
     if any(line.at_an_end for line in lines):
         say("* The least or the greatest learning rate that was tried: give the study more, or raise widen.")
     for line in lines:
@@ -69,17 +70,21 @@ def compare(
     say(f"Runs, summary.json and charts: {chosen.out}")
 
 
-def _table(study: "Study", lines: "list[Line]") -> Table:
+def _table(lines: "list[Line]") -> Table:
     measures = [key for key in ("loss", "exact_match", "final_answer") if any(key in line.means for line in lines)]
-    table = Table()
-    table.add_column("method")
-    for name in ("r", "trained", "lr", *(key.replace("_", " ") for key in measures), "runs", "ms a step", "GiB"):
-        table.add_column(name, justify="right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
+    table.add_column("method", no_wrap=True)
+    for name in (
+        *("r", "trained\n(M)", "lr"),
+        *(key.replace("_", "\n") for key in measures),
+        *("runs", "ms a\nstep", "GiB"),
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(
             line.method,
             _or_dash(line.size, "d"),
-            _or_dash(line.parameters and line.parameters / 1e6, ".2f") + " M",
+            _or_dash(line.parameters and line.parameters / 1e6, ".2f"),
             _or_dash(line.rate, ".2e").replace("e-0", "e-") + ("*" if line.at_an_end else ""),
             *(_measure(line, key) for key in measures),
             str(line.runs),
@@ -90,12 +95,12 @@ def _table(study: "Study", lines: "list[Line]") -> Table:
 
 
 def _measure(line: "Line", key: str) -> str:
-    """The mean, and its standard error if there are several runs."""
+    """The mean, and under it its standard error if there are several runs."""
     form = ".4f" if key == "loss" else ".1%"
     if key not in line.means:
         return "-"
     error = line.errors.get(key)
-    return f"{line.means[key]:{form}}" + (f" ± {error:{form}}" if error is not None else "")
+    return f"{line.means[key]:{form}}" + (f"\n±{error:{form}}" if error is not None else "")
 
 
 def _or_dash(value: Any, form: str) -> str:
