@@ -101,8 +101,11 @@ def test_the_blocks_of_a_page(page, reader):
 def test_blocks_are_found_as_a_reader_sees_them(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "```python\nx = 1\n```\n\n<!-- not run: a GPU -->\n\n    bone bench train\n\n"
-        "1. In a list:\n\n       bone demo\n\n<!-- file: a.yaml -->\n\n```yaml\nr: 8\n```\n\nText.\n\n```\nbone demo\n```\n\n```math\nx\n```\n"
+        "```python\nx = 1\n```\n\n"
+        "<!-- not run: a GPU -->\n\n    bone bench train\n\n"
+        "1. In a list:\n\n       bone demo\n\n"
+        "<!-- file: a.yaml -->\n\n```yaml\nr: 8\n```\n\n"
+        "Text.\n\n```\nbone demo\n```\n\n```math\nx\n```\n"
     )
     assert blocks_of(page) == [
         Block(2, "python", "x = 1\n"),
