@@ -256,6 +256,11 @@ class TestStudy:
         compare(Study.of(content), jobs=2, say=lambda sentence: None)
         assert max(most) == 2
 
+    def test_a_torch_for_gpus_where_there_is_none_takes_one_at_once(self, content, monkeypatch):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        assert workers.Workers(Study.of(content), {}, None)._jobs == 1
+
     def test_who_stops_a_study_stops_its_runs(self, content, monkeypatch):
         sleeping = []
 

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any
 
-import torch
+from bone_peft.costs.measure import best_device
 
 from ..free_memory import free_bytes
 from .search import Trial
@@ -107,8 +107,8 @@ class Workers:
 
 def _room(jobs: int | None) -> tuple[int, float]:
     """How many runs may go on at once, and the bytes that they may take together."""
-    device = torch.accelerator.current_accelerator()
-    free = None if device is None else free_bytes(device)
+    device = best_device()
+    free = None if device.type == "cpu" else free_bytes(device)
     if jobs is not None or free is None:
         return jobs or 1, math.inf
     return _AT_ONCE, 0.9 * free
