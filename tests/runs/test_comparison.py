@@ -26,6 +26,7 @@ from bone_peft.runs.comparison.equal_size import nearest_size, parameters
 from bone_peft.runs.comparison.search import Trial, wanted
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
+from bone_peft.runs.free_memory import OutOfRoom
 from bone_peft.runs.training import Recipe, train
 
 from .tiny import sums, write_rows
@@ -161,6 +162,35 @@ def test_time_and_memory_are_of_the_first_steps(content):
     assert found["step_ms"] > 0 and found["peak_bytes"] > 0
     base, _ = load_base(content["base"])
     assert found["parameters"] == parameters(base.to("meta"), METHODS["lora"].config(2, "all-linear"))
+
+
+def no_room():
+    raise OutOfRoom("too long")
+
+
+def no_memory():
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    except torch.OutOfMemoryError as error:
+        raise BoneError("The base cannot be run") from error
+
+
+def no_number():
+    try:
+        raise ArithmeticError
+    except ArithmeticError:
+        raise BoneError("Step 3: the loss is NaN") from None
+
+
+@pytest.mark.parametrize(("fails", "unfinished"), [(no_room, True), (no_memory, True), (no_number, False)])
+def test_what_may_pass_is_no_result(content, monkeypatch, capsys, fails, unfinished):
+    study = Study.of(content)
+    spec = {"study": study.to_dict(), "trial": {"method": "bat", "rate": 0.01, "seed": 0}, "what": "learn", "size": 8}
+    monkeypatch.setattr(one_run, "learn", lambda *_: fails())
+    monkeypatch.setattr(sys, "argv", ["one_run", json.dumps(spec)])
+    one_run.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"] and result.get("unfinished", False) is unfinished
 
 
 @pytest.fixture

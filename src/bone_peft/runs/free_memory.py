@@ -6,8 +6,14 @@ from pathlib import Path
 
 import torch
 
+from bone_peft.errors import BoneError
+
 _SHARE = 0.85
 """Of the free memory that may be taken: the rest is for what nobody can foresee."""
+
+
+class OutOfRoom(BoneError):
+    """What there is too little of is memory, which may be free another time."""
 
 
 def fits(needed: int, device: torch.device) -> bool:

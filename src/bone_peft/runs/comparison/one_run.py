@@ -18,6 +18,7 @@ from rich.console import Console
 
 from bone_peft.errors import BoneError
 
+from ..free_memory import OutOfRoom
 from ..training import Recipe
 from ..training.run_folder import RunFolder
 from .compared import method
@@ -128,6 +129,14 @@ def _quiet() -> Console:
     return Console(quiet=True)
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether it may be otherwise another time: it was memory, or in what others said (the disk, the driver, the hub)."""
+    if isinstance(error, OutOfRoom):
+        return True
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return cause is not None and (not isinstance(cause, BoneError) or _may_pass(cause))
+
+
 def main() -> None:
     spec = json.loads(sys.argv[1])
     study, trial = Study.of(spec["study"]), Trial(**spec["trial"])
@@ -135,7 +144,7 @@ def main() -> None:
     try:
         result = work(study, trial, spec["size"])
     except BoneError as error:
-        result = {"failed": str(error)}
+        result = {"failed": str(error)} | ({"unfinished": True} if _may_pass(error) else {})
     sys.stdout.flush()
     print("\n" + json.dumps(result))
 
