@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import queue
 import re
 import signal
 import subprocess
@@ -26,7 +28,7 @@ from bone_peft.runs.comparison.equal_size import nearest_size, parameters
 from bone_peft.runs.comparison.search import Trial, wanted
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
-from bone_peft.runs.free_memory import OutOfRoom
+from bone_peft.runs.free_memory import NoRoomError
 from bone_peft.runs.training import Recipe, train
 
 from .tiny import sums, write_rows
@@ -165,7 +167,7 @@ def test_time_and_memory_are_of_the_first_steps(content):
 
 
 def no_room():
-    raise OutOfRoom("too long")
+    raise NoRoomError("too long")
 
 
 def no_memory():
@@ -185,12 +187,36 @@ def no_number():
 @pytest.mark.parametrize(("fails", "unfinished"), [(no_room, True), (no_memory, True), (no_number, False)])
 def test_what_may_pass_is_no_result(content, monkeypatch, capsys, fails, unfinished):
     study = Study.of(content)
-    spec = {"study": study.to_dict(), "trial": {"method": "bat", "rate": 0.01, "seed": 0}, "what": "learn", "size": 8}
+    trial = {"method": "bat", "rate": 0.01, "seed": 0}
+    spec = {"study": study.to_dict(), "trial": trial, "what": "learn", "size": 8, "parent": os.getppid()}
     monkeypatch.setattr(one_run, "learn", lambda *_: fails())
     monkeypatch.setattr(sys, "argv", ["one_run", json.dumps(spec)])
     one_run.main()
     result = json.loads(capsys.readouterr().out)
     assert result["failed"] and result.get("unfinished", False) is unfinished
+
+
+def test_a_run_ends_with_the_study_that_started_it(monkeypatch):
+    codes = queue.SimpleQueue()
+    monkeypatch.setattr(os, "_exit", codes.put)
+    one_run._end_with(os.getppid() + 1)  # as if that was gone
+    assert codes.get(timeout=20) != 0
+    one_run._end_with(os.getppid())
+    with pytest.raises(queue.Empty):
+        codes.get(timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("out", "result"),
+    [
+        ('\n{"loss": 1}\n', {"loss": 1}),
+        ('{"loss": 1}\nflushed at exit: 3\n7\n', {"loss": 1}),
+        ("3\n", None),
+        ("", None),
+    ],
+)
+def test_a_result_is_found_whatever_is_said_after_it(out, result):
+    assert workers._result_in(out) == result
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ _SHARE = 0.85
 """Of the free memory that may be taken: the rest is for what nobody can foresee."""
 
 
-class OutOfRoom(BoneError):
+class NoRoomError(BoneError):
     """What there is too little of is memory, which may be free another time."""
 
 

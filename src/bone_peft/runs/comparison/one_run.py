@@ -1,13 +1,15 @@
 """One run of a study, in a process of its own: trained as ``bone train`` does it, then scored.
 
-What is to be done comes as JSON; the last line of what is printed is the result.
+What is to be done comes as JSON; the last line of what is printed that is JSON, too, is the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from bone_peft.errors import BoneError
 
-from ..free_memory import OutOfRoom
+from ..free_memory import NoRoomError
 from ..training import Recipe
 from ..training.run_folder import RunFolder
 from .compared import method
@@ -130,16 +132,28 @@ def _quiet() -> Console:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether it may be otherwise another time: it was memory, or in what others said (the disk, the driver, the hub)."""
-    if isinstance(error, OutOfRoom):
+    """Whether it may be otherwise another time: memory, or what others said (the disk, the driver, the hub)."""
+    if isinstance(error, NoRoomError):
         return True
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return cause is not None and (not isinstance(cause, BoneError) or _may_pass(cause))
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, even by a kill: nobody would take the result."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     spec = json.loads(sys.argv[1])
     study, trial = Study.of(spec["study"]), Trial(**spec["trial"])
+    _end_with(spec["parent"])
     work = {"learn": learn, "time": time_steps}[spec["what"]]
     try:
         result = work(study, trial, spec["size"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -54,17 +56,16 @@ class Workers:
     def run(self, what: str, trial: Trial) -> dict[str, Any]:
         """``"learn"`` or ``"time"``, by itself. A run that does not come to its end is ``{"failed": why}``."""
         spec: dict[str, Any] = {"study": self._study.to_dict(), "trial": asdict(trial), "what": what}
-        spec["size"] = self._sizes.get(trial.method)
+        spec |= {"size": self._sizes.get(trial.method), "parent": os.getpid()}
         process = self._started([sys.executable, "-m", _MODULE, json.dumps(spec)])
         try:
             out, err = process.communicate()
         finally:
             self._ended(process)
-        lines = out.strip().splitlines()
-        if process.returncode or not lines:
+        result = _result_in(out)
+        if process.returncode or result is None:
             said = err.strip().splitlines() or [f"it ended with {process.returncode}"]
             return {"failed": said[-1][:300], "unfinished": True}
-        result: dict[str, Any] = json.loads(lines[-1])
         return result
 
     def run_all(
@@ -103,6 +104,16 @@ class Workers:
         with self._lock:
             if process.poll() is not None:
                 self._running.discard(process)
+
+
+def _result_in(out: str) -> dict[str, Any] | None:
+    """The last line that is one: libraries may have their say after it."""
+    for line in reversed(out.splitlines()):
+        with suppress(ValueError):
+            result = json.loads(line)
+            if isinstance(result, dict):
+                return result
+    return None
 
 
 def _room(jobs: int | None) -> tuple[int, float]:

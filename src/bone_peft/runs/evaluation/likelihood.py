@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..free_memory import OutOfRoom, fits
+from ..free_memory import NoRoomError, fits
 from .reach import check_reach
 
 Row = tuple[list[int], list[int]]
@@ -43,7 +43,7 @@ def _rows_that_fit(model: Any, lengths: list[int]) -> int:
     ]
     count = sum(fits(size, model.device) for size in needed)
     if not count:
-        raise OutOfRoom(
+        raise NoRoomError(
             f"A row is {lengths[0]:,} tokens long: its score takes {needed[0] / 2**30:.1f} GiB, which are not free; "
             "shorten or drop it."
         )
