@@ -20,6 +20,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bone_peft.cli.main import app
+from bone_peft.costs.measure import device_name
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.runs.comparison import Study, compare, one_run, summary, workers
@@ -227,7 +228,7 @@ def started(monkeypatch):
     def run(self, what, trial):
         began.append((what, trial))
         if what == "time":
-            return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20, "device": "none"}
+            return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20, "device": device_name()}
         return {
             "loss": trial.rate,
             "exact_match": 0.5,
@@ -265,6 +266,14 @@ class TestStudy:
         again = {trial.name for _, trial in started}
         assert again == {"lora-lr0.02-seed0", "bat-lr0.01-seed0", "bat-lr0.005-seed2", "lora-lr0.005-seed2"}
         assert len(whole) > len(started)
+
+    def test_times_of_a_table_are_of_one_device(self, content, started, tmp_path):
+        compare(Study.of(content), say=lambda sentence: None)
+        kept = tmp_path / "study" / "runs" / "bat-steps.json"
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"device": "another GPU"}))
+        started.clear()
+        compare(Study.of(content), say=lambda sentence: None)
+        assert [(what, trial.method) for what, trial in started] == [("time", "bat")]
 
     def test_what_did_not_come_to_its_end_is_tried_again(self, content, monkeypatch, started):
         lost = {"failed": "killed", "unfinished": True}

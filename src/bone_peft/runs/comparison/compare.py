@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bone_peft.costs.measure import device_name
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.json_text import json_text
 from bone_peft.io.locks import BusyError, locked
@@ -62,7 +63,8 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
         timed: dict[str, dict[str, Any]] = {}
         for name in study.methods:
             path, size = runs / f"{name}-steps.json", sizes.get(name)
-            timed[name] = _kept(path, {"size": size}) or workers.run("time", Trial(name, study.methods[name][0], 0))
+            here = {"size": size, "device": device_name()}
+            timed[name] = _kept(path, here) or workers.run("time", Trial(name, study.methods[name][0], 0))
             _keep(path, {**timed[name], "size": size})
             say(f"{name}: {_of_steps(timed[name], size)}")
         results = _results(study, runs)
