@@ -13,10 +13,12 @@ import threading
 import time
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from bone_peft.cli.main import app
@@ -29,8 +31,10 @@ from bone_peft.runs.comparison.equal_size import nearest_size, parameters
 from bone_peft.runs.comparison.search import Trial, wanted
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
-from bone_peft.runs.free_memory import NoRoomError
+from bone_peft.runs.evaluation.likelihood import _rows_that_fit
+from bone_peft.runs.free_memory import NoRoomError, taking
 from bone_peft.runs.training import Recipe, train
+from bone_peft.runs.training.trainer import RunTrainer
 
 from .tiny import sums, write_rows
 
@@ -158,11 +162,15 @@ def test_every_method_learns(content, name):
     assert found["answered"] == 1 and found["rows"] == 12
 
 
-def test_time_and_memory_are_of_the_first_steps(content):
+def test_time_and_memory_are_of_the_first_steps(content, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(RunTrainer, "evaluate", lambda self, rows: looked_at.append((self.state.global_step, rows)))
     found = one_run.time_steps(
         Study.of({**content, "training": {**TRAINING, "max_steps": 50}}), Trial("lora", 0.01, 0), 2
     )
-    assert found["step_ms"] > 0 and found["peak_bytes"] > 0
+    assert found["step_ms"] > 0 and 0 < found["peak_bytes"] <= found["run_bytes"]
+    ((step, rows),) = looked_at  # when the clock has stopped
+    assert (step, len(rows)) == (8, 4)
     base, _ = load_base(content["base"])
     assert found["parameters"] == parameters(base.to("meta"), METHODS["lora"].config(2, "all-linear"))
 
@@ -189,8 +197,8 @@ def no_number():
 def test_what_may_pass_is_no_result(content, monkeypatch, capsys, fails, unfinished):
     study = Study.of(content)
     trial = {"method": "bat", "rate": 0.01, "seed": 0}
-    spec = {"study": study.to_dict(), "trial": trial, "what": "learn", "size": 8, "parent": os.getppid()}
-    monkeypatch.setattr(one_run, "learn", lambda *_: fails())
+    spec = {"study": study.to_dict(), "trial": trial, "what": "learn", "size": 8, "parent": os.getppid(), "share": None}
+    monkeypatch.setattr(one_run, "learn", lambda *_, **__: fails())
     monkeypatch.setattr(sys, "argv", ["one_run", json.dumps(spec)])
     one_run.main()
     result = json.loads(capsys.readouterr().out)
@@ -218,6 +226,76 @@ def test_a_run_ends_with_the_study_that_started_it(monkeypatch):
 )
 def test_a_result_is_found_whatever_is_said_after_it(out, result):
     assert workers._result_in(out) == result
+
+
+def test_held_out_rows_that_tell_memory_are_the_longest():
+    rows = Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [1, 2]]})
+    assert [len(ids) for ids in one_run._longest(rows, 2)["input_ids"]] == [2, 3]
+
+
+def test_a_run_scores_in_its_share_of_a_gpu(monkeypatch):
+    """Memory of the words of rows of 10 tokens, 100 words: 12 bytes each, and 4 for each pair of tokens."""
+    row = 10 * (100 * 12 + 10 * 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * row, 20 * row))
+    for counted in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, counted, lambda device: row)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=100))
+    model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("cuda"))
+    fitting = []
+    for share in (None, 5 * row, row):
+        with taking(share):
+            fitting.append(_rows_that_fit(model, [10] * 20))
+    assert fitting == [8, 3, 1]  # 85 % of what is free; of four rows, one of five being taken; one, which has to be
+    with taking(row), pytest.raises(NoRoomError, match="1,000 tokens"):
+        _rows_that_fit(model, [1000])
+
+
+class TestWorkers:
+    @pytest.mark.parametrize(
+        ("jobs", "new", "running", "joins"),
+        [
+            (None, "small", ["small"] * 3, True),
+            (None, "small", ["small"] * 4, False),
+            (None, "small", ["large"], True),
+            (None, "large", ["large"], False),
+            (None, "small", ["large", "small"], False),  # 70 + 25 + 25: each of four has a quarter
+            (None, "unknown", ["small"], False),
+            (None, "unknown", [], True),
+            (None, "small", ["unknown"], False),
+            (2, "large", ["large"], True),
+            (2, "large", ["large"] * 2, False),
+        ],
+    )
+    def test_runs_share_a_gpu_as_far_as_its_memory_goes(self, content, monkeypatch, jobs, new, running, joins):
+        monkeypatch.setattr(workers, "_room", lambda: 100.0)
+        pool = workers.Workers(Study.of(content), {}, jobs)
+        pool._needs = {"small": 10, "large": 70}
+        others = [Trial(name, 0.1, seed) for seed, name in enumerate(running)]
+        assert pool._may_join(Trial(new, 0.2, 0), others) is joins
+
+    def test_what_is_lost_beside_others_is_tried_by_itself(self, content, monkeypatch):
+        going, alone, results = [], [], {}
+        together = threading.Barrier(2)
+        lost = Trial("bat", 0.1, 0)
+
+        def run(self, what, trial):
+            going.append(trial)
+            if trial.seed < 2 and trial not in alone:
+                together.wait(timeout=20)
+            result = {"unfinished": True, "failed": "out of memory"} if trial in (lost, last) else {}
+            if trial == lost and trial in alone:
+                result = {"beside": len(going) - 1}
+            alone.append(trial)
+            going.remove(trial)
+            return result
+
+        last = Trial("bat", 0.1, 2)
+        trials = [lost, Trial("bat", 0.1, 1), last]
+        monkeypatch.setattr(workers.Workers, "run", run)
+        with workers.Workers(Study.of(content), {}, 2) as pool:
+            pool.run_all(lambda: [t for t in trials if t not in results], {"bat": 1}, results.__setitem__)
+        assert results[lost] == {"beside": 0} and results[trials[1]] == {}
+        assert results[last]["unfinished"]
 
 
 @pytest.fixture
@@ -279,8 +357,9 @@ class TestStudy:
         lost = {"failed": "killed", "unfinished": True}
         real = workers.Workers.run
         monkeypatch.setattr(workers.Workers, "run", lambda self, w, t: real(self, w, t) if w == "time" else lost)
-        lines = compare(Study.of(content), say=lambda sentence: None)
-        assert [line.why for line in lines] == ["killed", "killed"]
+        said = []
+        lines = compare(Study.of(content), say=said.append)
+        assert [line.why for line in lines] == ["killed", "killed"] and "(3); start it again" in said[-1]
         monkeypatch.setattr(workers.Workers, "run", real)
         assert [line.why for line in compare(Study.of(content), say=lambda sentence: None)] == ["", ""]
 

@@ -74,8 +74,11 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
             _keep(runs / f"{trial.name}.json", {**result, **asdict(trial), "size": sizes.get(trial.method)})
             say(f"{trial.method}, lr {trial.rate:g}, seed {trial.seed}: {_of_run(result)}")
 
-        needs = {name: bytes_needed(found["peak_bytes"]) for name, found in timed.items() if "peak_bytes" in found}
+        needs = {name: bytes_needed(found["run_bytes"]) for name, found in timed.items() if "run_bytes" in found}
         workers.run_all(lambda: wanted(study, results), needs, done)
+        lost = sum(bool(result.get("unfinished")) for result in (*results.values(), *timed.values()))
+        if lost:
+            say(f"The table is without runs that did not come to their end ({lost}); start it again to try them again.")
         lines = summary(study, results, timed, sizes)
         with whole_file(folder / "summary.json") as file:
             file.write_text(json_text([asdict(line) for line in lines]), encoding="utf-8")
