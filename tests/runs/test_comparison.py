@@ -26,6 +26,7 @@ from bone_peft.costs.measure import device_name
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.runs.comparison import Study, compare, one_run, summary, workers
+from bone_peft.runs.comparison.compare import _size
 from bone_peft.runs.comparison.compared import METHODS
 from bone_peft.runs.comparison.equal_size import nearest_size, parameters
 from bone_peft.runs.comparison.search import Trial, wanted
@@ -133,6 +134,15 @@ def test_other_methods_get_the_rank_with_as_many_parameters(plain_base):
     for name in ("lora", "pissa", "rslora"):
         assert nearest_size(base, METHODS[name], "all-linear", wanted_count) == nearest
     assert nearest_size(base, METHODS["lora"], "all-linear", 1) == 1
+
+
+def test_what_peft_refuses_is_a_sentence(content):
+    class Refusing:
+        def __getattr__(self, name):
+            raise ValueError("no such layer")
+
+    with pytest.raises(BoneError, match="dora does not adapt this base: no such layer; leave"):
+        _size(Refusing(), "dora", Study.of(content), 100)
 
 
 def test_a_run_is_that_of_bone_train(content, tmp_path):
@@ -332,6 +342,7 @@ class TestStudy:
             f"over-{what}.svg" for what in ("time", "memory", "rate", "steps")
         }
         assert lines[0].at_an_end
+        assert any("bat trains 0.00 times as many" in sentence for sentence in said)
         assert any("bat, lr 0.005, seed 1: loss 0.0050" in sentence for sentence in said)
 
     def test_it_goes_on_where_it_was(self, content, started, tmp_path):
