@@ -58,6 +58,7 @@ check-all: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.reach | tee checks/last/reach.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.lines | tee checks/last/lines.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.rwkv_real_size | tee checks/last/rwkv-real-size.txt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.notebooks
 	$(BIN)/python -m fuzz.run --kind read --count 10000 | tee checks/last/fuzz-read.txt
 	for kind in train generate eval; do \
 	    $(BIN)/python -m fuzz.run --kind $$kind --count 300 | tee checks/last/fuzz-$$kind.txt || exit 1; done

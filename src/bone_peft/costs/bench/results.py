@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bone_peft.io.drawing import save_figure
 from bone_peft.io.json_text import json_text
 from bone_peft.io.ours import FileOf
 from bone_peft.io.whole import whole_file
-
-from ..drawing import save_figure
 
 _OURS, _PEERS = "#1f77b4", "#b0b0b0"
 RECORD = FileOf(re.compile(rb'\{\s*"kind":'))

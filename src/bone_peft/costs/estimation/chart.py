@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..drawing import save_figure
+from bone_peft.io.drawing import save_figure
+
 from .estimate import Estimate
 from .methods import METHODS
 

@@ -208,6 +208,10 @@ class Checkpoint(Protocol):
         """The layout of a parameter with the matrices of all experts; ``None`` for what is a layer."""
         ...
 
+    def apart(self, fused: str) -> Mapping[tuple[int, int], Readable]:
+        """The matrices of a parameter's experts that the files have one by one: by expert and part, ``(out, in)``."""
+        ...
+
     def transposed(self, module: str) -> bool:
         """Whether the weight of a module is stored as ``(in, out)``."""
         ...

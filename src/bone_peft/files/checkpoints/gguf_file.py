@@ -201,6 +201,10 @@ class GgufCheckpoint:
     def fused(self, module: str) -> FusedLinear | None:
         return outline.fused(self.model, module)
 
+    def apart(self, fused: str) -> dict[tuple[int, int], GgufTensor]:
+        placed = ((tensor.place, tensor) for tensor in self._stored.values() if tensor.place is not None)
+        return {(expert, part): tensor for (owner, expert, part, _), tensor in placed if owner == fused}
+
     def shape_of(self, module: str) -> tuple[int, ...]:
         shape = outline.shape(self.model, module)
         if shape is None:

@@ -148,6 +148,10 @@ class FolderCheckpoint:
     def fused(self, module: str) -> FusedLinear | None:
         return None if self.model is None else outline.fused(self.model, module)
 
+    def apart(self, fused: str) -> dict[tuple[int, int], StoredTensor]:
+        stored = {name: tensor for file in self.files for name, tensor in file.tensors.items()}
+        return {(e, p): stored[name] for name, (owner, e, p, _) in self.names.experts.items() if owner == fused}
+
     def shape_of(self, module: str) -> tuple[int, ...]:
         shape: tuple[int, ...] | None
         if self.model is not None:

@@ -30,6 +30,9 @@ class RwkvCheckpoint:
     def fused(self, module: str) -> None:
         return None
 
+    def apart(self, fused: str) -> dict[tuple[int, int], StoredTensor]:
+        return {}
+
     def shape_of(self, module: str) -> tuple[int, int]:
         stored = self.tensors.get(f"{module}.weight")
         if stored is None or len(stored.shape) != 2:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bone_peft.costs.drawing import save_figure
+from bone_peft.io.drawing import save_figure
 
 from .compared import METHODS
 from .search import Results

@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bone_peft.costs.measure import device_name
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.json_text import json_text
 from bone_peft.io.locks import BusyError, locked
+from bone_peft.io.names import brief
 from bone_peft.io.ours import FileOf
 from bone_peft.io.place import expanded
 from bone_peft.io.whole import parents_of, whole_file
@@ -28,6 +30,8 @@ from .summary import Line, summary
 from .workers import Workers, bytes_needed
 
 _HEAD = "# Written by bone compare: the study that the runs beside this file are of."
+_UNEQUAL = 0.1
+"""Of the count: no rank fits better in a small model, and a method may not reach all that Bone adapts."""
 _STUDY = FileOf(re.compile(re.escape(_HEAD.encode())))
 
 
@@ -57,14 +61,19 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
             raise BoneError(f"Another process writes to {study.out}; wait for it, or choose another --out.") from None
         _begin(study, folder)
         held.enter_context(_said_how_to_go_on())
-        runs, sizes = folder / "runs", _sizes(study, say)
+        runs = folder / "runs"
+        sizes, count = _sizes(study, say)
         workers = held.enter_context(Workers(study, sizes, jobs))
         timed: dict[str, dict[str, Any]] = {}
         for name in study.methods:
             path, size = runs / f"{name}-steps.json", sizes.get(name)
-            timed[name] = _kept(path, {"size": size}) or workers.run("time", Trial(name, study.methods[name][0], 0))
+            here = {"size": size, "device": device_name()}
+            timed[name] = _kept(path, here) or workers.run("time", Trial(name, study.methods[name][0], 0))
             _keep(path, {**timed[name], "size": size})
             say(f"{name}: {_of_steps(timed[name], size)}")
+            share = timed[name].get("parameters", count) / count
+            if size is not None and abs(share - 1) > _UNEQUAL:
+                say(f"{name} trains {share:.2f} times as many numbers as Bone: they do not compare at equal counts.")
         results = _results(study, runs)
 
         def done(trial: Trial, result: dict[str, Any]) -> None:
@@ -72,8 +81,11 @@ def compare(study: Study, *, jobs: int | None = None, say: Callable[[str], None]
             _keep(runs / f"{trial.name}.json", {**result, **asdict(trial), "size": sizes.get(trial.method)})
             say(f"{trial.method}, lr {trial.rate:g}, seed {trial.seed}: {_of_run(result)}")
 
-        needs = {name: bytes_needed(found["peak_bytes"]) for name, found in timed.items() if "peak_bytes" in found}
+        needs = {name: bytes_needed(found["run_bytes"]) for name, found in timed.items() if "run_bytes" in found}
         workers.run_all(lambda: wanted(study, results), needs, done)
+        lost = sum(bool(result.get("unfinished")) for result in (*results.values(), *timed.values()))
+        if lost:
+            say(f"The table is without runs that did not come to their end ({lost}); start it again to try them again.")
         lines = summary(study, results, timed, sizes)
         with whole_file(folder / "summary.json") as file:
             file.write_text(json_text([asdict(line) for line in lines]), encoding="utf-8")
@@ -108,17 +120,30 @@ def _begin(study: Study, folder: Path) -> None:
     (folder / "runs").mkdir(exist_ok=True)
 
 
-def _sizes(study: Study, say: Callable[[str], None]) -> dict[str, int]:
-    """By method, the rank at which it has about as many parameters as Bone; of Bone's own, the block size."""
+def _sizes(study: Study, say: Callable[[str], None]) -> tuple[dict[str, int], int]:
+    """By method, the rank at which it has about as many parameters as Bone; and how many that are.
+
+    Of methods that have Bone's block size it is that.
+    """
     base = _empty(study)
     count = parameters(base, method("bone").config(study.r, study.targets))
     sizes = {}
     for name in study.methods:
         own = method(name)
         if not own.trains_base:
-            sizes[name] = nearest_size(base, own, study.targets, count) if own.sizes else study.r
+            sizes[name] = _size(base, name, study, count)
     say(f"Bone with r={study.r} has {count:,} parameters; the others get the rank that has about as many.")
-    return sizes
+    return sizes, count
+
+
+def _size(base: Any, name: str, study: Study, count: int) -> int:
+    own = method(name)
+    try:
+        return nearest_size(base, own, study.targets, count) if own.sizes else study.r
+    except BoneError:
+        raise
+    except Exception as error:  # PEFT refuses layers in its own ways
+        raise BoneError(f"{name} does not adapt this base: {brief(error)}; leave that method out.") from error
 
 
 def _empty(study: Study) -> Any:

@@ -1,13 +1,15 @@
 """One run of a study, in a process of its own: trained as ``bone train`` does it, then scored.
 
-What is to be done comes as JSON; the last line of what is printed is the result.
+What is to be done comes as JSON; the last line of what is printed that is JSON, too, is the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -16,13 +18,18 @@ from typing import Any
 
 from rich.console import Console
 
+from bone_peft.costs.measure import peak_memory_bytes
 from bone_peft.errors import BoneError
 
+from ..free_memory import NoRoomError, taking
 from ..training import Recipe
 from ..training.run_folder import RunFolder
 from .compared import method
 from .search import Trial
 from .study import Study
+
+_NEVER = 2**31 - 1
+"""Steps."""
 
 
 def recipe_of(study: Study, trial: Trial) -> Recipe:
@@ -36,8 +43,11 @@ def recipe_of(study: Study, trial: Trial) -> Recipe:
     return dataclasses.replace(recipe, seed=trial.seed, dtype=dtype, training=training)
 
 
-def learn(study: Study, trial: Trial, size: int | None) -> dict[str, Any]:
+def learn(study: Study, trial: Trial, size: int | None, share: int | None = None) -> dict[str, Any]:
     """Train and score.
+
+    Args:
+        share: bytes of a GPU by which answers are asked for at once; None goes by what is free.
 
     Returns:
         Measures by name, and ``curve``: steps and held-out losses.
@@ -51,15 +61,16 @@ def learn(study: Study, trial: Trial, size: int | None) -> dict[str, Any]:
         trainer, tokenizer, held_out, result = prepare(recipe, run, _quiet(), adapt=_adapter(study, trial, size))
         take_steps(trainer, recipe, result, _quiet())
         model = trainer.plain_model
-        found = score(
-            model,
-            tokenizer,
-            held_out,
-            batch_size=study.answer_batch,
-            samples=3,
-            answers=study.answers,
-            answer_after=study.answer_after,
-        )
+        with taking(share):
+            found = score(
+                model,
+                tokenizer,
+                held_out,
+                batch_size=study.answer_batch,
+                samples=3,
+                answers=study.answers,
+                answer_after=study.answer_after,
+            )
     return {
         "loss": found.loss,
         "exact_match": found.exact_match,
@@ -77,27 +88,38 @@ def learn(study: Study, trial: Trial, size: int | None) -> dict[str, Any]:
 def time_steps(study: Study, trial: Trial, size: int | None) -> dict[str, Any]:
     """The time of a step (median, milliseconds) and the peak of memory (bytes), in the first steps of a run.
 
-    The first eighth of them is left out: the base is tried and steps are recorded there.
+    The first eighth of them is left out: the base is tried and steps are recorded there. ``run_bytes`` is the peak when
+    the longest held-out rows were looked at too, as a run does on its way.
     """
-    from bone_peft.costs.measure import peak_memory_bytes
-
     from ..training.train import prepare
 
     recipe = recipe_of(study, trial)
-    training = {**recipe.training, "eval_strategy": "no"}
+    looks = recipe.training.get("eval_strategy") not in ("no", False)
+    training = {**recipe.training, "eval_on_start": False, "eval_strategy": "steps" if looks else "no"}
+    if looks:
+        training["eval_steps"] = _NEVER
     recipe = dataclasses.replace(recipe, training=training).checked()
     with TemporaryDirectory() as nowhere:
         trainer, _, _, result = prepare(recipe, RunFolder(nowhere), _quiet(), adapt=_adapter(study, trial, size))
         clock = _clock(study.timed_steps)
         trainer.add_callback(clock)
         trainer.train()
+        if looks:
+            trainer.evaluate(_longest(trainer.eval_dataset, trainer.args.per_device_eval_batch_size))
     times = clock.times[len(clock.times) // 8 :]
     return {
         "step_ms": 1e3 * median(times),
         "parameters": result.trainable_parameters,
-        "peak_bytes": peak_memory_bytes(),
+        "peak_bytes": clock.peak_bytes,
+        "run_bytes": peak_memory_bytes(),
         "device": result.device,
     }
+
+
+def _longest(rows: Any, count: int) -> Any:
+    """So many of tokenized rows."""
+    lengths = list(map(len, rows["input_ids"]))
+    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__)[-count:])
 
 
 def _adapter(study: Study, trial: Trial, size: int | None) -> Callable[[Recipe], Any]:
@@ -119,6 +141,7 @@ def _clock(steps: int) -> Any:
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
             self.times.append(time.perf_counter() - self.started)
+            self.peak_bytes = peak_memory_bytes()
             control.should_training_stop = len(self.times) >= steps
 
     return Clock()
@@ -128,14 +151,35 @@ def _quiet() -> Console:
     return Console(quiet=True)
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether it may be otherwise another time: memory, or what others said (the disk, the driver, the hub)."""
+    if isinstance(error, NoRoomError):
+        return True
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return cause is not None and (not isinstance(cause, BoneError) or _may_pass(cause))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, even by a kill: nobody would take the result."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     spec = json.loads(sys.argv[1])
     study, trial = Study.of(spec["study"]), Trial(**spec["trial"])
+    _end_with(spec["parent"])
+    share = {"share": spec["share"]} if spec["what"] == "learn" else {}
     work = {"learn": learn, "time": time_steps}[spec["what"]]
     try:
-        result = work(study, trial, spec["size"])
+        result = work(study, trial, spec["size"], **share)
     except BoneError as error:
-        result = {"failed": str(error)}
+        result = {"failed": str(error)} | ({"unfinished": True} if _may_pass(error) else {})
     sys.stdout.flush()
     print("\n" + json.dumps(result))
 
