@@ -1,5 +1,7 @@
 """The answer that a worked solution ends in."""
 
+import sys
+
 import pytest
 
 from bone_peft.errors import BoneError
@@ -60,6 +62,23 @@ def test_a_model_is_scored_by_what_it_says_after_the_marker(base, tmp_path):
     assert (found.final_answer, found.exact_match) == (pytest.approx(1 / len(PROMPTS)), 0.0)
     found = score(model, tokenizer, rows, answer_after=marker, max_new_tokens=limit, samples=1, answers=some + 1)
     assert (found.final_answer, found.answered, found.rows) == (pytest.approx(1 / (some + 1)), some + 1, len(PROMPTS))
+
+
+def test_each_row_is_answered_once_samples_too(base, tmp_path, monkeypatch):
+    model, tokenizer = base
+    answered = []
+    answer_batch = sys.modules[score.__module__].answer_batch
+    monkeypatch.setattr(
+        sys.modules[score.__module__],
+        "answer_batch",
+        lambda model, tokenizer, prompts, *rest: (
+            answered.extend(prompts) or answer_batch(model, tokenizer, prompts, *rest)
+        ),
+    )
+    rows = rows_with(tmp_path, ["#1"] * 6)
+    found = score(model, tokenizer, rows, answer_after="#", max_new_tokens=4, batch_size=4, samples=6, answers=5)
+    assert len(answered) == 6
+    assert [sample["answer"] for sample in found.samples] == answers_of(model, tokenizer, 4)
 
 
 def test_rows_without_the_marker_are_named(base, tmp_path):

@@ -76,6 +76,7 @@ def score(
     expected = [expected_text(completion) for completion in rows["completion"]]
     wanted = None if answer_after is None else final_answers(expected, answer_after)
     matched, right, total, tokens = 0, 0, 0.0, 0
+    read: dict[int, str] = {}
     count = len(rows) if answers is None else min(answers, len(rows))
     model.eval()
     for batch in batches(model, encoded, batch_size):
@@ -88,6 +89,7 @@ def score(
         elif asked:
             texts = answer_batch(model, tokenizer, [prompts[index] for index, _ in asked], limit)
             for (index, _), text in zip(asked, texts, strict=True):
+                read[index] = text
                 matched += text == expected[index]
                 right += says(text, wanted[index], answer_after)
         on_rows(len(batch))
@@ -96,13 +98,15 @@ def score(
     chosen = None
     if "choices" in rows.column_names:
         chosen = count_right(model, tokenizer, rows, batch_size)
-    read: list[str] = []
-    for start in range(0, min(samples, len(rows)), batch_size):
-        some = prompts[start : min(start + batch_size, samples)]
-        read += answer_batch(model, tokenizer, some, limit)
+    kept_rows = range(min(samples, len(rows)))
+    unread = [index for index in kept_rows if index not in read]
+    for start in range(0, len(unread), batch_size):
+        some = unread[start : start + batch_size]
+        texts = answer_batch(model, tokenizer, [prompts[index] for index in some], limit)
+        read.update(zip(some, texts, strict=True))
     kept = [
-        {"prompt": prompt_text(rows[index]["prompt"]), "expected": expected[index], "answer": answer}
-        for index, answer in enumerate(read)
+        {"prompt": prompt_text(rows[index]["prompt"]), "expected": expected[index], "answer": read[index]}
+        for index in kept_rows
     ]
     return Score(
         loss=total / tokens,
