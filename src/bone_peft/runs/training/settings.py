@@ -139,6 +139,18 @@ def checked_training(given: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
+def rows_and_tokens(given: dict[str, Any]) -> tuple[int, int | None]:
+    """How many rows a step has in a process, and of how many tokens at most; None is any number.
+
+    Raises:
+        BoneError: a setting that there is not, or of another type.
+    """
+    told = checked_training(given)
+    usual = {field.name: field.default for field in dataclasses.fields(_sft_config())}
+    rows, tokens = (told.get(name, usual[name]) for name in ("per_device_train_batch_size", "max_length"))
+    return rows, tokens
+
+
 def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_parallel: bool = False) -> Any:
     """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
     sft_config = _sft_config()
