@@ -66,8 +66,8 @@ def laid_over(recipe: "Recipe", given: Mapping[str, Any]) -> "Recipe":
     readers: dict[str, Callable[[Any], Any]] = {
         "init_weights": parse_value,
         "target_modules": modules,
-        "data": _one_or_more,
-        "eval_data": _one_or_more,
+        "data": one_or_more,
+        "eval_data": one_or_more,
     }
     flags = {name: given[name] for name in _PLACES if given.get(name) not in (None, [])}
     values = {_PLACES[name]: readers.get(name, lambda value: value)(value) for name, value in flags.items()}
@@ -119,7 +119,8 @@ def modules(text: str) -> str | list[str]:
     return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", text) else text
 
 
-def _one_or_more(sources: list[str]) -> str | list[str]:
+def one_or_more(sources: list[str]) -> str | list[str]:
+    """Sources as a recipe has them."""
     return sources[0] if len(sources) == 1 else sources
 
 

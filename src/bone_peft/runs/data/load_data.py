@@ -1,13 +1,14 @@
 """``load_data``: read sources and bring them into the form that training and evaluation share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import check_chat_template
 
-from .forms import rows_of
+from .forms import form_of, rows_of
 from .forms.reading import Reading
 from .named_files import sources_in
 from .sources import read
@@ -67,6 +68,28 @@ def load_data(
             kinds = "are chats, some plain text" if is_chat(table) != is_chat(tables[0]) else "have choices, some none"
             raise BoneError(f"{names[0]} and {name} do not hold rows of one kind: some {kinds}.")
     return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds.
+
+    Attributes:
+        what: its form, in words.
+        columns: their names.
+        rows: as from :func:`load_data`.
+    """
+
+    what: str
+    columns: list[str]
+    rows: Any
+
+
+def look(source: str | Sequence[str], **how: Any) -> Found:
+    """Read ``source`` as :func:`load_data` does, and say of its first part which form it was read as."""
+    rows = load_data(source, **how)
+    columns = read(sources_in(source)[0]).column_names
+    return Found(form_of(columns, how.get("fields")).WHAT, columns, rows)
 
 
 def document_start(tokenizer: Any) -> str:

@@ -113,7 +113,7 @@ def adapter_config(given: dict[str, Any]) -> Any:
         raise cannot_train(error) from error
 
 
-def _sft_config() -> Any:
+def config_of() -> Any:
     """TRL's class of settings, if TRL is new enough."""
     import transformers
     import trl
@@ -131,12 +131,18 @@ def _sft_config() -> Any:
 def checked_training(given: dict[str, Any]) -> dict[str, Any]:
     """``given`` with a run's own defaults; every value has its setting's type, and every number its range."""
     whole = {key: "no" if key in _OFF and value is False else value for key, value in (DEFAULTS | given).items()}
-    _check_section("training", whole, _sft_config(), _NOT_IN_TRAINING)
+    _check_section("training", whole, config_of(), _NOT_IN_TRAINING)
     for name, value in whole.items():
         _check_range(name, value)
     if "per_device_train_batch_size" in whole:  # held-out rows take no more memory than those that are learned
         whole.setdefault("per_device_eval_batch_size", whole["per_device_train_batch_size"])
     return whole
+
+
+def usual_training(names: Iterable[str]) -> dict[str, Any]:
+    """What these settings are in a run whose recipe does not name them."""
+    usual = {field.name: field.default for field in dataclasses.fields(config_of())} | DEFAULTS
+    return {name: getattr(usual[name], "value", usual[name]) for name in names}
 
 
 def rows_and_tokens(given: dict[str, Any]) -> tuple[int, int | None]:
@@ -146,14 +152,14 @@ def rows_and_tokens(given: dict[str, Any]) -> tuple[int, int | None]:
         BoneError: a setting that there is not, or of another type.
     """
     told = checked_training(given)
-    usual = {field.name: field.default for field in dataclasses.fields(_sft_config())}
-    rows, tokens = (told.get(name, usual[name]) for name in ("per_device_train_batch_size", "max_length"))
+    usual = usual_training(("per_device_train_batch_size", "max_length"))
+    rows, tokens = (told.get(name, value) for name, value in usual.items())
     return rows, tokens
 
 
 def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_parallel: bool = False) -> Any:
     """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
-    sft_config = _sft_config()
+    sft_config = config_of()
     if may_checkpoint(settings, tensor_parallel):
         settings = {"gradient_checkpointing": False, **settings}
     import torch

@@ -12,7 +12,10 @@ from .reading import Reading
 
 
 class Form(Protocol):
-    """A form of rows; a module with these two functions is one."""
+    """A form of rows; a module with this name and these two functions is one."""
+
+    WHAT: str
+    """Such rows, in words."""
 
     def recognizes(self, names: Collection[str]) -> bool:
         """Whether a table with columns of these names is of this form, and of no other."""
@@ -30,6 +33,10 @@ FORMS: list[Form] = [
 
 def rows_of(dataset: Any, reading: Reading) -> Any:
     """The rows by the form that recognizes them; by two columns where none does, or where those are named."""
-    names = dataset.column_names
-    form = None if reading.fields else next((form for form in FORMS if form.recognizes(names)), None)
-    return (columns if form is None else form).rows(dataset, reading)
+    return form_of(dataset.column_names, reading.fields).rows(dataset, reading)
+
+
+def form_of(names: Collection[str], fields: Any) -> Any:
+    """The form of a table with columns of these ``names``, where ``fields`` are not named as prompt and completion."""
+    recognized = None if fields else next((form for form in FORMS if form.recognizes(names)), None)
+    return columns if recognized is None else recognized

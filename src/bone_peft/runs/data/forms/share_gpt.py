@@ -9,6 +9,8 @@ from typing import Any
 from .reading import Reading, converted
 from .talk import talk, with_system
 
+WHAT = "ShareGPT's chats"
+
 _ROLES = {
     "human": "user",
     "user": "user",
