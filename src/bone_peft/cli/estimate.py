@@ -53,6 +53,7 @@ def estimate(
         help="A known name, a model folder, a hub name, a .gguf file or package:NAME; or a recipe.",
     ),
     *,
+    method: str = typer.Option(None, help="sft, or dpo, whose rows are pairs.", rich_help_panel=_RECIPE),
     base: str = typer.Option(None, help="The model, where a recipe stands in its place.", rich_help_panel=_RECIPE),
     r: int = typer.Option(None, min=1, help="Block size of Bone and Bat [dim](default: 64)[/]."),
     lora_r: int = typer.Option(32, min=1, help="Rank of LoRA."),
@@ -102,7 +103,7 @@ def estimate(
     sizes = {"Bone": r, "Bat": r, "Bat, input-shared": r, "LoRA": lora_r}
     if bottleneck is not None:
         sizes["Bottleneck"] = bottleneck
-    rows, tokens = _step(recipe.training, is_run)
+    rows, tokens = _step(recipe, is_run)
     found = run(
         recipe.base,
         target_modules=recipe.adapter.get("target_modules", None if is_run else "all-linear"),
@@ -149,19 +150,21 @@ def _recipe(model: str | None, flags: dict[str, Any]) -> "tuple[Recipe, bool]":
     return recipe, is_run
 
 
-def _step(training: dict[str, Any], is_run: bool) -> tuple[int, int]:
-    """Rows and tokens of a step."""
+def _step(recipe: "Recipe", is_run: bool) -> tuple[int, int]:
+    """Rows and tokens of a step; a pair of answers is two."""
+    from bone_peft.runs.training.methods import training_method
     from bone_peft.runs.training.settings import rows_and_tokens
 
     of_a_model = {"per_device_train_batch_size": 1, "max_length": 1024}
+    training, sequences = recipe.training, training_method(recipe.method).sequences
     told = of_a_model | training
     if not is_run and len(told) == 2 and all(isinstance(value, int) for value in told.values()):
         rows, tokens = told.values()  # this needs no TRL
-        return rows, tokens
-    rows, tokens = rows_and_tokens(training if is_run else told)
+        return sequences * rows, tokens
+    rows, tokens = rows_and_tokens(training if is_run else told, recipe.method)
     if tokens is None:
         raise BoneError("training.max_length is null, so rows may be of any length: say how long by --length.")
-    return rows, tokens
+    return sequences * rows, tokens
 
 
 def _table(found: "Estimate") -> Table:

@@ -18,6 +18,8 @@ _HELP = """Begin a recipe for your base and your rows, with a word on every key 
 
   bone init --base ./llama --data sums.jsonl --fields question answer --out sums.yaml
 
+  bone init --method dpo --base ./llama --data pairs.jsonl [dim]# prompt, chosen, rejected[/]
+
   bone train bone.yaml --dry-run                           [dim]# then: rows as the model sees them, memory, time[/]
 
   bone train bone.yaml
@@ -34,6 +36,7 @@ def init(
     *,
     base: str = typer.Option(..., help="Model folder, hub name, .gguf file, RWKV .pth file, or package:NAME."),
     data: Annotated[list[str], typer.Option(metavar="SOURCE", help="Training rows; repeat it for more.")],
+    method: str = typer.Option("sft", help="sft, or dpo for pairs of answers."),
     eval_data: Annotated[
         list[str] | None, typer.Option(metavar="SOURCE", help="Held-out rows; default: some of the others.")
     ] = None,
@@ -58,6 +61,7 @@ def init(
     text = first_recipe(
         base,
         one_or_more(data),
+        method=method,
         eval_data=one_or_more(eval_data) if eval_data else None,
         fields=fields,
         chat_template=chat_template,

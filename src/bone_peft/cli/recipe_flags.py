@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The flag that sets it, to the place in the recipe.
 _PLACES = {
     "base": "base",
+    "method": "method",
     "data": "data",
     "eval_data": "eval_data",
     "eval_split": "eval_split",

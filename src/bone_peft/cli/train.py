@@ -25,6 +25,8 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
   bone train --base HuggingFaceTB/SmolLM2-135M-Instruct --data "gym:chain_sum?min_terms=2" --init-weights bat
 
+  bone train --method dpo --base ./llama --data pairs.jsonl [dim]# prompt, chosen, rejected[/]
+
   bone train --resume --out runs/sums                       [dim]# continue after a stop or a kill[/]
 
   bone train recipe.yaml --devices 2 --strategy fsdp2       [dim]# default: all GPUs of the machine[/]
@@ -50,6 +52,9 @@ def train(
     *,
     base: str = typer.Option(
         None, help="Model folder, hub name, .gguf file, RWKV .pth file, or package:NAME.", rich_help_panel=_MODEL
+    ),
+    method: str = typer.Option(
+        None, help="sft [dim](default)[/], or dpo for pairs of answers.", rich_help_panel=_MODEL
     ),
     data: Annotated[
         list[str] | None,

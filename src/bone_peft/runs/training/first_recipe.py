@@ -17,6 +17,7 @@ from bone_peft.method import BoneConfig
 
 from ..data import is_chat, look, split, written
 from . import settings
+from .methods import training_method
 from .recipe import Recipe
 
 MARK = "# Begun by bone init"
@@ -26,6 +27,7 @@ _OF_THE_RUN = {
     "base": "The model: a folder, a hub name, a .gguf file, an RWKV .pth file, or package:NAME.",
     "dtype": "Of the frozen base: bfloat16, float16 or float32. What is trained is float32.",
     "quantize": "The base in fewer bits: none, 8bit or 4bit (bitsandbytes).",
+    "method": "What is learned: sft, the answers of the rows, or dpo, to prefer the chosen one of two.",
     "data": "The rows: a file, a pattern of files, a `datasets` name, gym:TASK; or a list of them.",
     "fields": "The columns of the prompt and of the completion. Without it, the names of columns tell what rows are.",
     "chat": "Rows become chat messages (true), or stay plain text (false).",
@@ -61,6 +63,7 @@ def first_recipe(
     base: str,
     data: str | list[str],
     *,
+    method: str = Recipe.method,
     eval_data: str | list[str] | None = None,
     fields: Sequence[str] | None = None,
     chat_template: str | None = None,
@@ -72,7 +75,7 @@ def first_recipe(
     The rows are read, and of the base its tokenizer; no weights are.
 
     Args:
-        base, data, eval_data, fields, chat_template, out, trust_remote_code: as in a :class:`Recipe`.
+        base, data, method, eval_data, fields, chat_template, out, trust_remote_code: as in a :class:`Recipe`.
 
     Raises:
         BoneError: the base has no tokenizer, or the rows cannot be read or learned from.
@@ -80,11 +83,14 @@ def first_recipe(
     tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
     if chat_template is not None:
         set_template(tokenizer, chat_template)
-    found = look(data, tokenizer=tokenizer, fields=fields)
+    learned = training_method(method)
+    reading: dict[str, Any] = {"tokenizer": tokenizer, "fields": fields, "pairs": learned.pairs}
+    found = look(data, **reading)
     if eval_data is not None:
-        look(eval_data, tokenizer=tokenizer, fields=fields)
+        look(eval_data, **reading)
     recipe = Recipe(
         base=base,
+        method=method,
         data=data,
         fields=list(fields) if fields else None,
         chat=is_chat(found.rows),
@@ -95,15 +101,17 @@ def first_recipe(
         trust_remote_code=trust_remote_code,
     )
     has = "a" if getattr(tokenizer, "chat_template", None) else "no"
-    training = settings.usual_training(_OF_TRAINING)
+    of_the_run = {key: words for key, words in _OF_THE_RUN.items() if key not in learned.refused}
+    of_training = {**learned.likely, **_OF_TRAINING}
+    training = settings.usual_training(of_training, method)
     steps = -(-len(found.rows) // training["per_device_train_batch_size"])
     return "\n".join(
         [
             f"{MARK}: `bone train FILE --dry-run` shows rows as the model sees them, `bone train FILE` trains.",
             f"# {written(data)}: {len(found.rows):,} rows, {found.what}, in columns {', '.join(found.columns)}.",
             f"# {base} has {has} chat template.",
-            *_lines({key: getattr(recipe, key) for key in _OF_THE_RUN}, _OF_THE_RUN),
-            *_others(Recipe, {*_OF_THE_RUN, "adapter", "training", "trust_remote_code"}),
+            *_lines({key: getattr(recipe, key) for key in of_the_run}, of_the_run),
+            *_others(Recipe, {*_OF_THE_RUN, *learned.refused, "adapter", "training", "trust_remote_code"}),
             *(["trust_remote_code: true"] if trust_remote_code else []),
             "",
             "adapter:",
@@ -111,9 +119,9 @@ def first_recipe(
             *_others(BoneConfig, {*_OF_THE_ADAPTER, *(field.name for field in dataclasses.fields(PeftConfig))}, "  "),
             "",
             "training:",
-            *_lines(training, _OF_TRAINING, "  ", f"A pass over the rows is {steps:,} steps as this stands."),
+            *_lines(training, of_training, "  ", f"A pass over the rows is {steps:,} steps as this stands."),
             "",
-            f"  # At their defaults: all else of TRL's {settings.config_of().__name__}.",
+            f"  # At their defaults: all else of TRL's {settings.config_of(method).__name__}.",
             "",
         ]
     )

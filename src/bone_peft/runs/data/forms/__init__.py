@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
-from . import columns
+from . import columns, pairs
 from .reading import Reading
 
 
@@ -21,7 +21,10 @@ class Form(Protocol):
         """Whether a table with columns of these names is of this form, and of no other."""
 
     def rows(self, dataset: Any, reading: Reading) -> Any:
-        """The table with the columns ``prompt`` and ``completion`` (and ``tools``), or a ``BoneError``."""
+        """The table with the columns ``prompt`` and ``completion`` (and ``tools``), or a ``BoneError``.
+
+        Of pairs, ``chosen`` and ``rejected`` stand in place of ``completion``.
+        """
 
 
 FORMS: list[Form] = [
@@ -33,10 +36,12 @@ FORMS: list[Form] = [
 
 def rows_of(dataset: Any, reading: Reading) -> Any:
     """The rows by the form that recognizes them; by two columns where none does, or where those are named."""
-    return form_of(dataset.column_names, reading.fields).rows(dataset, reading)
+    return form_of(dataset.column_names, reading.fields, reading.pairs).rows(dataset, reading)
 
 
-def form_of(names: Collection[str], fields: Any) -> Any:
+def form_of(names: Collection[str], fields: Any, wants_pairs: bool = False) -> Any:
     """The form of a table with columns of these ``names``, where ``fields`` are not named as prompt and completion."""
+    if wants_pairs:
+        return pairs
     recognized = None if fields else next((form for form in FORMS if form.recognizes(names)), None)
     return columns if recognized is None else recognized
