@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from trl import DPOTrainer
 
 from bone_peft.errors import BoneError
@@ -78,6 +79,13 @@ class PairTrainer(RunTrainer, DPOTrainer):
         return trained, whole - sum(p.numel() for name, p in named if f".{_REFERENCE}." in name)
 
     # Held-out pairs
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        if self.accelerator.num_processes == 1:
+            return super().get_eval_dataloader(*args, **kwargs)
+        # All of them in each process: shared out, some would be judged twice, to fill the last batch.
+        data: Any = self.eval_dataset
+        return DataLoader(data, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss, *others = super().prediction_step(model, inputs, *args, **kwargs)

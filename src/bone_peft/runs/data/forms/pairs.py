@@ -97,11 +97,10 @@ def _of_text(row: dict[str, Any], before: str | None, reading: Reading, index: i
     if before is None:
         from trl import extract_prompt
 
-        row = extract_prompt({"chosen": chosen, "rejected": rejected})
-        if not row["prompt"]:
-            raise reading.fault(index, "chosen and rejected begin differently, and there is no column prompt.")
         reading.refuse_template("pairs without a prompt")
-        return row
+        if chosen[0] != rejected[0]:
+            raise reading.fault(index, "chosen and rejected begin differently, and there is no column prompt.")
+        return dict(extract_prompt({"chosen": chosen, "rejected": rejected}))
     prompt = reading.text(row, before, index)
     if reading.template is not None:
         (asks, chosen), (_, rejected) = (fill(reading.template, prompt, text) for text in (chosen, rejected))

@@ -13,7 +13,6 @@ from bone_peft.errors import BoneError
 from .training_method import TrainingMethod
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from ..trainer import RunTrainer
 
 _ACCURACY, _MARGIN = "eval_rewards/accuracies", "eval_rewards/margins"
@@ -46,7 +45,7 @@ class Dpo(TrainingMethod):
 
         return PairTrainer
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Any) -> None:
         super().check(recipe)
         if recipe.adapter.get("modules_to_save"):
             raise BoneError("adapter.modules_to_save is not for method dpo, whose reference has none: leave it out.")
@@ -65,8 +64,8 @@ class Dpo(TrainingMethod):
         if not looks:
             return ""
         return (
-            f"Of {looks[-1][_ACCURACY]:.1%} of these pairs the chosen answer has the higher reward, by "
-            f"{looks[-1][_MARGIN]:.3f} on average over all; before training no reward differs."
+            f"The chosen answer has the higher reward in {looks[-1][_ACCURACY]:.1%} of them, and the mean margin is "
+            f"{looks[-1][_MARGIN]:.3f}; before training all rewards are 0."
         )
 
     def facts(self, history: list[dict[str, Any]], kept_step: int | None) -> dict[str, str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from .training_method import TrainingMethod
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from ..trainer import RunTrainer
 
 
@@ -25,7 +24,7 @@ class Sft(TrainingMethod):
 
         return AnswerTrainer
 
-    def options(self, recipe: Recipe) -> dict[str, Any]:
+    def options(self, recipe: Any) -> dict[str, Any]:
         return {"context_chunk": recipe.context_chunk, "train_on": recipe.train_on}
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bone_peft.errors import BoneError
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from ..trainer import RunTrainer
 
 
@@ -52,12 +51,12 @@ class TrainingMethod(ABC):
     def trainer(self) -> type[RunTrainer]:
         """The class of the training loop."""
 
-    def options(self, recipe: Recipe) -> dict[str, Any]:
-        """Arguments of the trainer beside those that all methods have."""
+    def options(self, recipe: Any) -> dict[str, Any]:
+        """Arguments of the trainer beside those that all methods have, of a :class:`Recipe`."""
         return {}
 
-    def check(self, recipe: Recipe) -> None:
-        """Raise a BoneError if a recipe asks for what the method does not do."""
+    def check(self, recipe: Any) -> None:
+        """Raise a BoneError if a :class:`Recipe` asks for what the method does not do."""
         usual = type(recipe)()
         for key in self.refused:
             if getattr(recipe, key) != getattr(usual, key):
