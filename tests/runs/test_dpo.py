@@ -150,7 +150,7 @@ def test_what_a_run_leaves_speaks_of_pairs(chat_base, files, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     for words in (
         "DPO loss on held-out pairs went from 0.693",
-        "the chosen answer has the higher reward",
+        "The chosen answer has the higher reward in ",
         "Training pairs",
     ):
         assert words in page

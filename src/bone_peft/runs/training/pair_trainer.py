@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from trl import DPOTrainer
 
 from bone_peft.errors import BoneError
+from bone_peft.io.names import brief
 
 from . import checkpointing
 from .context_chunks import carries_a_state
@@ -36,7 +37,11 @@ class PairTrainer(RunTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         whole = copy.copy(args)
         whole.max_length = None
-        tokens = super()._prepare_dataset(dataset, processing_class, whole, dataset_name).select_columns([*_TOKENS])
+        try:
+            prepared: Any = super()._prepare_dataset(dataset, processing_class, whole, dataset_name)
+        except Exception as error:  # a template may refuse a chat, in its own way
+            raise BoneError(f"The base's tokenizer refuses these pairs: {brief(error).rstrip(' .')}.") from error
+        tokens = prepared.select_columns([*_TOKENS])
         self.cut[dataset_name], kept = CutPairs.of(tokens, args)
         return tokens.select(kept)
 
