@@ -56,7 +56,12 @@ class RunTrainer(Trainer):
         self.is_asked_to_stop = False
         self.planned_steps = 0
         self._another_is = False
+        before = {name: parameter.detach() for name, parameter in _trained(kwargs["model"]).items()}
         super().__init__(**kwargs)
+        if getattr(self.base, "is_quantized", False):
+            # TRL rounds what is trained to bfloat16 there, and small steps would be lost in it.
+            for name, parameter in _trained(self.model).items():
+                parameter.data = before.get(name, parameter).float()
 
     # What there is
 
@@ -301,6 +306,12 @@ class RunTrainer(Trainer):
             if checkpoint is not None and not list(Path(checkpoint).glob("rng_state*.pth")):
                 raise FileNotFoundError("rng_state.pth is missing")
             super()._load_rng_state(checkpoint)
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters by name; none where there is no adapter yet."""
+    named = model.named_parameters() if isinstance(model, PeftModel) else ()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 def _which(loss: float, norm: Any) -> str:
