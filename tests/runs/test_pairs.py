@@ -84,6 +84,7 @@ def test_text_on_a_base_without_chat(tmp_path):
         ({"prompt": "?", "chosen": "", "rejected": "n"}, {"chat": False}, "Row 1 .* 'chosen' must hold text"),
         ({"prompt": "?", "chosen": None, "rejected": "n"}, {}, "Row 1 .* must be text or messages, found None"),
         ({"chosen": [ASKED, YES], "rejected": [YES, ASKED, NO]}, {}, "Row 1 .* other messages before it"),
+        ({"prompt": "!", "chosen": [ASKED, YES], "rejected": [ASKED, NO]}, {}, "what 'prompt' says is not in it"),
         ({"chosen": [ASKED], "rejected": [ASKED, NO]}, {}, "Row 1 .* with an answer"),
         (CHAT, {"chat": False}, "need a base with a chat template"),
         (TEXT, {"template": "{prompt}"}, "template is for a prompt and an answer"),

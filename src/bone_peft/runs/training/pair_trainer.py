@@ -39,6 +39,8 @@ class PairTrainer(RunTrainer, DPOTrainer):
         whole.max_length = None
         try:
             prepared: Any = super()._prepare_dataset(dataset, processing_class, whole, dataset_name)
+        except MemoryError:
+            raise
         except Exception as error:  # a template may refuse a chat, in its own way
             raise BoneError(f"The base's tokenizer refuses these pairs: {brief(error).rstrip(' .')}.") from error
         tokens = prepared.select_columns([*_TOKENS])

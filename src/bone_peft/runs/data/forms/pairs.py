@@ -66,6 +66,8 @@ def _of_messages(row: dict[str, Any], before: str | None, reading: Reading, inde
         said = _messages(row[name], reading, index, role="assistant")
         # Some tables have the question once more, beside two whole chats.
         messages = [*first, *said] if _answers(said) else said
+        if messages is said and not _texts(first) <= _texts(said):
+            raise reading.fault(index, f"{name!r} is a whole chat, and what {before!r} says is not in it.")
         found.append(talk(with_system(messages, row.get("system")), row.get("tools"), reading, index))
     chosen, rejected = found
     if chosen["prompt"] != rejected["prompt"]:
@@ -79,6 +81,10 @@ def _of_messages(row: dict[str, Any], before: str | None, reading: Reading, inde
 def _answers(said: list[Any]) -> bool:
     """Whether messages begin with an answer."""
     return bool(said) and isinstance(said[0], dict) and said[0].get("role") == "assistant"
+
+
+def _texts(said: list[Any]) -> set[str]:
+    return {str(message.get("content")).strip() for message in said if isinstance(message, dict)}
 
 
 def _messages(value: Any, reading: Reading, index: int, role: str = "user") -> list[Any]:
