@@ -7,7 +7,20 @@ from importlib.metadata import version
 
 HEAVY = {"torch", "peft", "transformers", "trl", "datasets", "accelerate", "numpy", "yaml", "matplotlib"}
 COMMANDS = (
-    *("train", "eval", "compare", "merge", "convert", "inspect", "estimate", "bench train", "generate", "chat", "demo"),
+    *(
+        "init",
+        "train",
+        "eval",
+        "compare",
+        "merge",
+        "convert",
+        "inspect",
+        "estimate",
+        "bench train",
+        "generate",
+        "chat",
+        "demo",
+    ),
     "activate",
 )
 

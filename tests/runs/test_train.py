@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -180,6 +181,8 @@ def test_a_quantized_base_trains(bits, rows_file, tmp_path):
     base = str(make_base(tmp_path / "base", chat=False, hidden=64))
     result = train(recipe(base, rows_file, tmp_path / "run", quantize=bits, dtype="bfloat16"))
     assert losses(result)[-1] < losses(result)[0]
+    learned = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in learned.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -17,8 +17,8 @@ from bone_peft.runs import evaluation
 from bone_peft.runs.data import load_data
 from bone_peft.runs.evaluation.tokens import encode
 from bone_peft.runs.training import Recipe, train
+from bone_peft.runs.training.answer_trainer import AnswerTrainer
 from bone_peft.runs.training.train import TrainingStopped
-from bone_peft.runs.training.trainer import RunTrainer
 
 from .test_train import losses, recipe
 from .tiny import make_base, sums, write_rows
@@ -75,7 +75,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(plain_base, rows_file, tmp_p
     """Also where steps are queued ahead of a GPU, and their numbers are looked at later: before they are kept."""
     from transformers import Trainer
 
-    monkeypatch.setattr(RunTrainer, "runs_ahead", ahead)
+    monkeypatch.setattr(AnswerTrainer, "runs_ahead", ahead)
 
     calls = []
 

@@ -157,3 +157,11 @@ def test_completion_only_is_the_loss_mask(base, tmp_path):
 def test_continue_from_and_adapter_options_contradict_each_other(base, documents, tmp_path):
     with pytest.raises(BoneError, match=r"leave out adapter\.r\."):
         train(recipe(base, documents, tmp_path / "run", continue_from="somewhere", adapter={"r": 8}))
+
+
+def test_pairs_are_not_for_rwkv(base, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"prompt": "one", "chosen": "two", "rejected": "three"}\n', encoding="utf-8")
+    plan = recipe(base, str(data), tmp_path / "run", method="dpo", chat=False, adapter={"r": 32})
+    with pytest.raises(BoneError, match="method dpo is not for RWKV"):
+        train(plan)

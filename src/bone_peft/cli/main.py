@@ -12,7 +12,22 @@ import bone_peft
 from bone_peft.errors import BoneError, explains_missing_extras
 from bone_peft.io.whole import is_full_disk
 
-from . import activate, bench, chat, compare, convert, data, demo, estimate, evaluate, generate, inspect, merge, train
+from . import (
+    activate,
+    bench,
+    chat,
+    compare,
+    convert,
+    data,
+    demo,
+    estimate,
+    evaluate,
+    generate,
+    init,
+    inspect,
+    merge,
+    train,
+)
 from .console import complain
 from .process import cleaning_up_when_terminated, keep_freed_memory, leave_full_disks_to_the_main_thread, quiet
 
@@ -77,6 +92,7 @@ def _main(
 
 
 for command in (
+    init,
     train,
     evaluate,
     compare,

@@ -1,7 +1,5 @@
 """``bone train``."""
 
-import re
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +9,7 @@ from bone_peft.runs import recipes
 
 from .console import TRUST, console
 from .devices import chosen, processes, start
+from .recipe_flags import laid_over
 
 _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
@@ -26,6 +25,8 @@ _HELP = f"""Fine-tune a base model with Bone, Bat or Bottleneck.
 
   bone train --base HuggingFaceTB/SmolLM2-135M-Instruct --data "gym:chain_sum?min_terms=2" --init-weights bat
 
+  bone train --method dpo --base ./llama --data pairs.jsonl [dim]# prompt, chosen, rejected[/]
+
   bone train --resume --out runs/sums                       [dim]# continue after a stop or a kill[/]
 
   bone train recipe.yaml --devices 2 --strategy fsdp2       [dim]# default: all GPUs of the machine[/]
@@ -39,42 +40,6 @@ task (gym:TASK?key=value); several by repeating --data, or by a pattern in quote
 [bold]Result[/]: OUT/adapter, OUT/recipe.yaml, OUT/report.html. Every tenth of the steps is saved.
 """
 
-# The flag that sets it, to the place in the recipe.
-_PLACES = {
-    "base": "base",
-    "data": "data",
-    "eval_data": "eval_data",
-    "eval_split": "eval_split",
-    "keep": "keep",
-    "early_stopping": "early_stopping",
-    "fields": "fields",
-    "chat": "chat",
-    "chat_template": "chat_template",
-    "train_on": "train_on",
-    "out": "out",
-    "log": "log",
-    "push_to_hub": "push_to_hub",
-    "seed": "seed",
-    "quantize": "quantize",
-    "trust_remote_code": "trust_remote_code",
-    "continue_from": "continue_from",
-    "r": "adapter.r",
-    "init_weights": "adapter.init_weights",
-    "share": "adapter.share",
-    "bottleneck_size": "adapter.bottleneck_size",
-    "bottleneck_alpha": "adapter.bottleneck_alpha",
-    "bottleneck_dropout": "adapter.bottleneck_dropout",
-    "dropout": "adapter.bone_dropout",
-    "target_modules": "adapter.target_modules",
-    "lr": "training.learning_rate",
-    "steps": "training.max_steps",
-    "epochs": "training.num_train_epochs",
-    "batch_size": "training.per_device_train_batch_size",
-    "grad_accum": "training.gradient_accumulation_steps",
-    "max_length": "training.max_length",
-    "packing": "training.packing",
-    "context_chunk": "context_chunk",
-}
 _MODEL, _ADAPTER, _TRAINING, _RUN = "Model and data", "Adapter", "Training", "Run"
 
 
@@ -87,6 +52,9 @@ def train(
     *,
     base: str = typer.Option(
         None, help="Model folder, hub name, .gguf file, RWKV .pth file, or package:NAME.", rich_help_panel=_MODEL
+    ),
+    method: str = typer.Option(
+        None, help="sft [dim](default)[/], or dpo for pairs of answers.", rich_help_panel=_MODEL
     ),
     data: Annotated[
         list[str] | None,
@@ -182,33 +150,15 @@ def train(
     devices: str = typer.Option("auto", help="How many GPUs; auto: all of them.", rich_help_panel=_RUN),
     strategy: str = typer.Option("auto", help="On several GPUs: ddp, fsdp2, zero3 or tp.", rich_help_panel=_RUN),
 ) -> None:
-    given = {name: value for name, value in locals().items() if name in _PLACES and value not in (None, [])}
+    given = dict(locals())
 
     screen = console()
     screen.print("Starting: PyTorch, Transformers and TRL take some seconds to load.")  # before they do
 
     from bone_peft.runs.training import dry_run
     from bone_peft.runs.training import train as run
-    from bone_peft.runs.training.recipe import parse_value
 
-    readers: dict[str, Callable[[Any], Any]] = {
-        "init_weights": parse_value,
-        "target_modules": _modules,
-        "data": _one_or_more,
-        "eval_data": _one_or_more,
-    }
-    for name, parse in readers.items():
-        if name in given:
-            given[name] = parse(given[name])
-    if data_weight:
-        given["data"] = _weighted(data or [], data_weight)
-    values = {_PLACES[name]: value for name, value in given.items()}
-    if bf16 is not None:
-        values["dtype"] = "bfloat16" if bf16 else "float32"
-    if strategy != "auto":
-        values["tensor_parallel"] = strategy == "tp"
-    values |= dict(_setting(text) for text in settings or [])
-    complete = _recipe(recipe, out, resume).with_values(values, where="the command line")
+    complete = laid_over(_recipe(recipe, out, resume), given)
     if only_look:
         dry_run(complete, console=screen)
         return
@@ -245,27 +195,3 @@ def _processes_before(out: str) -> int | None:
 
     checkpoint = RunFolder(out).last_checkpoint()
     return None if checkpoint is None else SavedState.of(checkpoint).processes
-
-
-def _modules(text: str) -> str | list[str]:
-    """``q_proj,v_proj`` is a list; anything that is more than names and commas is a regular expression."""
-    return text.split(",") if re.fullmatch(r"[\w.]+(,[\w.]+)*", text) else text
-
-
-def _one_or_more(sources: list[str]) -> str | list[str]:
-    return sources[0] if len(sources) == 1 else sources
-
-
-def _weighted(sources: list[str], weights: list[float]) -> dict[str, float]:
-    if len(sources) != len(weights) or len(set(sources)) != len(sources):
-        raise BoneError(f"Give one --data-weight for each --data: {len(weights)} weights, {len(sources)} sources.")
-    return dict(zip(sources, weights, strict=True))
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    from bone_peft.runs.training.recipe import parse_value
-
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise BoneError(f"--set {text!r} has no =; write --set training.weight_decay=0.01")
-    return key, parse_value(value)

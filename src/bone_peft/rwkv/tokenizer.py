@@ -9,6 +9,8 @@ from typing import Any
 from bone_peft.errors import BoneError
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
+ROWS = 2**16
+"""Of the embedding of the World models."""
 
 # As the World models were trained to chat; token 0 ends a document.
 _CHAT = (

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from torch import nn
 
 from bone_peft.errors import BoneError
+from bone_peft.files.bases.load_base import QUANTIZE
 from bone_peft.files.checkpoints.outline import fused, outline, shape
 from bone_peft.method import BoneConfig, BoneLayer, BoneModel
 
-from .memory import saved_bytes
+from .memory import base_bytes, saved_bytes
 from .methods import METHODS, Layers, Method, Shape
 from .models import config_of
 from .recommended import Recommended, recommended
 
+OWN = "this recipe"
 SIZES = {"Bone": 64, "Bat": 64, "Bat, input-shared": 64, "LoRA": 32}
 
 
@@ -74,9 +77,11 @@ class Estimate:
 def estimate(
     model: str,
     *,
-    target_modules: list[str] | str = "all-linear",
+    target_modules: list[str] | str | None = "all-linear",
     sizes: Mapping[str, int] | None = None,
+    adapter: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    quantize: str = "none",
     adapter_dtype: torch.dtype = torch.float32,
     batch: int = 1,
     length: int = 1024,
@@ -90,15 +95,19 @@ def estimate(
         target_modules: as for ``BoneConfig``.
         sizes: ``r`` by method (for Bottleneck: its width). By default 64 for Bone and Bat, 32 for LoRA, and for
             Bottleneck what is recommended for the model's size.
+        adapter: options of a ``BoneConfig`` of one's own, whose cost stands first, as ``OWN``.
         dtype: of the base.
+        quantize: ``"none"``, ``"8bit"`` or ``"4bit"``: of the base's linear layers, as bitsandbytes keeps them.
         adapter_dtype: of the adapter, in training and in its file.
         batch, length: rows and tokens of a training step, without gradient checkpointing.
         memory: whether to work out ``training_bytes``; that takes seconds for large models.
         trust_remote_code: run the Python code that the model brings along, if it has some.
 
     Raises:
-        BoneError: no such model, a method that there is not, or a size below 1.
+        BoneError: no such model, a method that there is not, a size below 1, or options that no adapter has.
     """
+    if quantize not in QUANTIZE:
+        raise BoneError(f"quantize {quantize!r} is unknown; choose one of {', '.join(QUANTIZE)}.")
     config = config_of(model, trust_remote_code)
     config.dtype = dtype
     task = None if config.architectures else "CAUSAL_LM"
@@ -113,17 +122,15 @@ def estimate(
         raise BoneError(f"Sizes have to be at least 1, for {', '.join(METHODS)}: {wanted} is not.")
     layers = _layers(shape, target_modules)
 
-    def cost(method: Method, size: int) -> Cost:
-        why_not = method.why_not(layers, size)
-        if why_not is not None:
-            return Cost(method.name, size, refusal=why_not)
-        trainable = method.count(layers, size)
-        step = saved_bytes(shape, method.config(size, list(layers)), adapter_dtype, batch, length) if memory else None
+    frozen = base_bytes(shape, dtype, quantize)
+
+    def cost(name: str, size: int, trainable: int, tuning: Any) -> Cost:
+        step = saved_bytes(shape, tuning, adapter_dtype, batch, length) if memory else None
         # The backward of the loss holds the gradient of the logits twice, in float32 and in the base's type.
         logits = batch * length * config.get_text_config().vocab_size * (4 + dtype.itemsize)
-        fixed = parameters * dtype.itemsize + trainable * (2 * adapter_dtype.itemsize + 8) + logits
+        fixed = frozen + trainable * (2 * adapter_dtype.itemsize + 8) + logits
         return Cost(
-            method.name,
+            name,
             size,
             trainable,
             trainable / parameters,
@@ -132,11 +139,29 @@ def estimate(
             None if step is None else fixed + step,
         )
 
-    costs = [cost(method, wanted[name]) for name, method in METHODS.items()]
+    def cost_of(method: Method, size: int) -> Cost:
+        why_not = method.why_not(layers, size)
+        if why_not is not None:
+            return Cost(method.name, size, refusal=why_not)
+        return cost(method.name, size, method.count(layers, size), method.config(size, list(layers)))
+
+    costs = [cost_of(method, wanted[name]) for name, method in METHODS.items()]
+    if adapter is not None:
+        own = BoneConfig(**adapter)
+        costs.insert(0, cost(OWN, getattr(own, own.variant.size_field), _trainable(shape, own), own))
     return Estimate(model, parameters, layers, costs, settings)
 
 
-def _layers(model: nn.Module, target_modules: list[str] | str) -> dict[str, Shape]:
+def _trainable(model: nn.Module, config: BoneConfig) -> int:
+    """Parameters that PEFT would train."""
+    try:
+        tuned = get_peft_model(copy.deepcopy(model), config, low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise BoneError(f"These options of the adapter do not fit the model: {error}") from None
+    return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def _layers(model: nn.Module, target_modules: list[str] | str | None) -> dict[str, Shape]:
     """The layers that PEFT would adapt."""
     options: dict[str, Any] = {"r": 1, "target_modules": target_modules}
     try:

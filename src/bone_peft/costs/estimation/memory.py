@@ -12,6 +12,26 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+_QUANTIZED = {"8bit": (1.0, 4.0), "4bit": (0.5 + 4 / 64, 0.0)}
+"""Bytes of a weight and of an output: what it is rounded to, and scales in float32, by 64 weights or by output."""
+
+
+def base_bytes(model: nn.Module, dtype: torch.dtype, quantize: str = "none") -> int:
+    """Bytes of a frozen base's parameters.
+
+    Args:
+        model: an outline on the meta device.
+        dtype: of what is not quantized: norms, embeddings, and the head.
+        quantize: ``"none"``, ``"8bit"`` or ``"4bit"``.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    if quantize == "none":
+        return total
+    weight, output = _QUANTIZED[quantize]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    return int(total + sum(m.weight.numel() * (weight - dtype.itemsize) + m.out_features * output for m in layers))
+
 
 def saved_bytes(model: nn.Module, config: Any, adapter_dtype: torch.dtype, batch: int, length: int) -> int | None:
     """Bytes that autograd keeps between forward and backward, loss included, parameters not.

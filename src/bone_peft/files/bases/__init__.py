@@ -3,6 +3,14 @@
 from .chat_template import check_chat_template
 from .given_template import set_template, take_template
 from .load_adapter import load_adapter
-from .load_base import ONE_ANSWER, load_base
+from .load_base import ONE_ANSWER, load_base, load_tokenizer
 
-__all__ = ["ONE_ANSWER", "check_chat_template", "load_adapter", "load_base", "set_template", "take_template"]
+__all__ = [
+    "ONE_ANSWER",
+    "check_chat_template",
+    "load_adapter",
+    "load_base",
+    "load_tokenizer",
+    "set_template",
+    "take_template",
+]

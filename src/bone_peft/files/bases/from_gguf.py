@@ -9,7 +9,7 @@ from ..checkpoints.gguf_file import GgufCheckpoint
 from ..gguf_path import accepts, path_of
 from ..remote_code import not_run
 
-__all__ = ["accepts", "load"]
+__all__ = ["accepts", "load", "load_tokenizer"]
 
 
 def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
@@ -17,6 +17,15 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
         raise BoneError(f"quantize does not apply to the GGUF base {base!r}; leave it out.")
     with read_once():
         return _load(base, trust_remote_code, **kwargs)
+
+
+def load_tokenizer(base: str, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    path = path_of(base)
+    _ = GgufCheckpoint(base, "auto").model
+    with read_once(), not_run(base):
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=trust_remote_code)
 
 
 def _load(base: str, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:

@@ -11,10 +11,21 @@ def accepts(base: str) -> bool:
 
 
 def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
-    if not Path(base).is_file():
-        raise BoneError(f"There is no base model at {base!r}; give the path of RWKV's .pth file.")
+    _check_there(base)
     from bone_peft.rwkv.pth_model import load_model
     from bone_peft.rwkv.tokenizer import load_tokenizer
 
     model = load_model(base, **kwargs)
     return model, load_tokenizer(base, model.config.vocab_size)
+
+
+def load_tokenizer(base: str, *, trust_remote_code: bool) -> Any:
+    _check_there(base)
+    from bone_peft.rwkv import tokenizer
+
+    return tokenizer.load_tokenizer(base, tokenizer.ROWS)
+
+
+def _check_there(base: str) -> None:
+    if not Path(base).is_file():
+        raise BoneError(f"There is no base model at {base!r}; give the path of RWKV's .pth file.")

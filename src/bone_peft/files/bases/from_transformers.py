@@ -17,7 +17,16 @@ def accepts(base: str) -> bool:
 
 
 def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    with not_run(base):
+        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code, **kwargs)
+    return model, tokenizer
+
+
+def load_tokenizer(base: str, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
 
     folder = Path(base)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -34,7 +43,7 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
         _check_counts(folder / "tokenizer_config.json")
     try:
         with not_run(base):
-            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+            return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
     except BoneError:
         raise
     except Exception as error:
@@ -43,9 +52,6 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
                 f"{base!r} holds no tokenizer: save one there, with the tokenizer's save_pretrained()."
             ) from error
         raise
-    with not_run(base):
-        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code, **kwargs)
-    return model, tokenizer
 
 
 def _check_counts(file: Path) -> None:

@@ -19,13 +19,16 @@ ONE_ANSWER: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1}
 
 
 class Loader(Protocol):
-    """One family of base files; a module with these two functions is one."""
+    """One family of base files; a module with these three functions is one."""
 
     def accepts(self, base: str) -> bool:
         """True when ``base`` names a file or folder of this family."""
 
     def load(self, base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any]:
         """Return ``(model, tokenizer)``; ``kwargs`` go to ``from_pretrained``."""
+
+    def load_tokenizer(self, base: str, *, trust_remote_code: bool) -> Any:
+        """Return the tokenizer; no weights are read."""
 
 
 # The first that accepts wins; `from_transformers` takes every name, so it stays last.
@@ -84,11 +87,32 @@ def load_base(
     if parts > 1:
         # The Trainer would refuse to save the optimizer of what it is told is split. Adapters are whole.
         model._is_distributed_loading_by_transformers = False
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     _check_finite(model, base)
     _check_runs(model, base)
-    return model.eval(), tokenizer
+    return model.eval(), _padded(tokenizer)
+
+
+@explains_missing_extras
+def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that :func:`load_base` gives, without the model.
+
+    Raises:
+        BoneError: the base is missing, or has no tokenizer that can be read.
+    """
+    base = with_home(base)
+    loader = next(loader for loader in LOADERS if loader.accepts(base))
+    try:
+        return _padded(loader.load_tokenizer(base, trust_remote_code=trust_remote_code))
+    except BoneError:
+        raise
+    except Exception as error:
+        raise BoneError(f"The tokenizer of {base!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _padded(tokenizer: Any) -> Any:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _check_finite(model: Any, base: str) -> None:

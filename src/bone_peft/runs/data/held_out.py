@@ -20,8 +20,7 @@ def without(train: Any, held_out: Any, start: str = "") -> Any:
     a score over rows that were trained on says nothing.
     """
     seen = set(_keys(held_out, start))
-    pairs = zip(train["prompt"], train["completion"], strict=True)
-    keep = [index for index, (p, c) in enumerate(pairs) if seen.isdisjoint(_questions(p, c, start))]
+    keep = [index for index, (p, c) in enumerate(_rows(train)) if seen.isdisjoint(_questions(p, c, start))]
     return train if len(keep) == len(train) else train.select(keep)
 
 
@@ -56,7 +55,12 @@ def split(rows: Any, seed: int, start: str = "") -> tuple[Any, Any]:
 
 
 def _keys(rows: Any, start: str) -> list[str]:
-    return [_key(c if p == start else p) for p, c in zip(rows["prompt"], rows["completion"], strict=True)]
+    return [_key(c if p == start else p) for p, c in _rows(rows)]
+
+
+def _rows(rows: Any) -> Iterator[tuple[Any, Any]]:
+    """Prompts and answers; of pairs, the chosen ones."""
+    return zip(rows["prompt"], rows["completion" if "completion" in rows.column_names else "chosen"], strict=True)
 
 
 def _questions(prompt: Any, completion: Any, start: str) -> Iterator[str]:

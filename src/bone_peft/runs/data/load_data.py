@@ -1,13 +1,14 @@
 """``load_data``: read sources and bring them into the form that training and evaluation share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from bone_peft.errors import BoneError
 from bone_peft.files.bases import check_chat_template
 
-from .forms import rows_of
+from .forms import form_of, rows_of
 from .forms.reading import Reading
 from .named_files import sources_in
 from .sources import read
@@ -21,6 +22,7 @@ def load_data(
     chat: bool | None = None,
     template: str | None = None,
     choices: bool = False,
+    pairs: bool = False,
 ) -> Any:
     """Read ``source`` into a :class:`datasets.Dataset` with the columns ``prompt`` and ``completion`` only.
 
@@ -36,10 +38,12 @@ def load_data(
         template: plain text around the prompt, with ``{prompt}`` where it goes; with ``{completion}`` also around the
             answer, as in ``"{prompt} {completion}"``.
         choices: of questions with choices, keep these too.
+        pairs: read pairs of a chosen and a rejected answer, and nothing else.
 
     Returns:
         Rows of two strings; or of two lists of messages, the second of one answer, and of ``tools`` if there are any.
-        ``choices`` beside them have the right one first.
+        ``choices`` beside them have the right one first. Of pairs, ``chosen`` and ``rejected`` stand in the place of
+        ``completion``.
 
     Raises:
         BoneError: a source cannot be read, has no rows, or lacks the fields; or one holds chats and another does not.
@@ -59,7 +63,7 @@ def load_data(
     if not given:
         raise BoneError("data names no source; give a file, a `datasets` name, or gym:TASK.")
     names = [name for name, _ in given]
-    tables = [_taken(_read(name, fields, as_chat, template, start, choices), weight) for name, weight in given]
+    tables = [_taken(_read(name, fields, as_chat, template, start, choices, pairs), weight) for name, weight in given]
     if any("tools" in table.column_names for table in tables):
         tables = [_with_tools(table) for table in tables]
     for name, table in zip(names, tables, strict=True):
@@ -69,16 +73,38 @@ def load_data(
     return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a source holds.
+
+    Attributes:
+        what: its form, in words.
+        columns: their names.
+        rows: as from :func:`load_data`.
+    """
+
+    what: str
+    columns: list[str]
+    rows: Any
+
+
+def look(source: str | Sequence[str], **how: Any) -> Found:
+    """Read ``source`` as :func:`load_data` does, and say of its first part which form it was read as."""
+    rows = load_data(source, **how)
+    columns = read(sources_in(source)[0]).column_names
+    return Found(form_of(columns, how.get("fields"), how.get("pairs", False)).WHAT, columns, rows)
+
+
 def document_start(tokenizer: Any) -> str:
     """The prompt of a document of a ``text`` column: the end of the one before."""
     return getattr(tokenizer, "eos_token", None) or ""
 
 
-def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: str, choices: bool) -> Any:
+def _read(source: str, fields: Any, as_chat: bool, template: str | None, start: str, choices: bool, pairs: bool) -> Any:
     dataset = read(source)
     if len(dataset) == 0:
         raise BoneError(f"{source} holds no rows; there is nothing to learn or to score.")
-    return rows_of(dataset, Reading(source, as_chat, fields, template, start, choices))
+    return rows_of(dataset, Reading(source, as_chat, fields, template, start, choices, pairs))
 
 
 def _taken(table: Any, weight: float) -> Any:

@@ -9,6 +9,7 @@ from bone_peft.io.place import expanded
 from bone_peft.method.tuner.model_card import tell_how_to_load
 
 from ..data import written
+from .methods import training_method
 from .recipe import Recipe, versions_now
 from .report import facts_of
 from .result import TrainResult
@@ -32,8 +33,7 @@ Versions: {versions}.
 
 """
 _HELD_OUT = (
-    "Held-out loss is the mean over the tokens of answers (nats) in rows that were not trained on{source}, taken by "
-    "the run itself. `bone eval` scores answers.\n\n"
+    "{what}. It is of rows that were not trained on{source}, taken by the run itself. `bone eval` scores answers.\n\n"
 )
 
 
@@ -54,9 +54,9 @@ def write_adapter_card(folder: Path, adapter: Any, recipe: Recipe, result: Train
         head.base_model = None  # it has no page to point to
         tags = {tag for tag in tags if not tag.startswith("base_model:")}
     head.tags = sorted(tags)
-    variant = adapter.variant
+    variant, method = adapter.variant, training_method(recipe.method)
     kind = f"{variant.name}, {variant.size_field}={getattr(adapter, variant.size_field)}"
-    facts = {"Variant": kind, "Data": written(recipe.data), **facts_of(result)}
+    facts = {"Variant": kind, "Data": written(recipe.data), **facts_of(result, method)}
     looked = any("eval_loss" in entry for entry in result.history)
     source = "" if recipe.eval_data is None else f" ({written(recipe.eval_data)})"
     card.text = "\n" + _TEXT.format(
@@ -64,7 +64,7 @@ def write_adapter_card(folder: Path, adapter: Any, recipe: Recipe, result: Train
         what=variant.name.capitalize(),
         base=recipe.base,
         facts="\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items()),
-        held_out=_HELD_OUT.format(source=source) if looked else "",
+        held_out=_HELD_OUT.format(what=method.about_held_out, source=source) if looked else "",
         recipe=recipe.to_yaml(),
         versions=", ".join(f"{name} {version}" for name, version in versions_now().items()),
     )

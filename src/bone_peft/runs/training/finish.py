@@ -30,7 +30,7 @@ def save_adapter(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, res
     with whole_folder(run.adapter, ADAPTER, replace=True) as staging:
         for config in model.peft_config.values():
             config.base_model_name_or_path = _from_anywhere(recipe.base)
-        model.save_pretrained(str(staging), state_dict=tensors)
+        model.save_pretrained(str(staging), state_dict=tensors, selected_adapters=[model.active_adapter])
         tokenizer.save_pretrained(str(staging))
         write_adapter_card(staging, model.active_peft_config, recipe, result)
 

@@ -1,6 +1,8 @@
 """The loss on held-out rows while a run goes on: which rows, when, what is said of it, and what follows from it."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -79,19 +81,26 @@ class HeldOutByTenths(TrainerCallback):
 
 
 class HeldOutReport(TrainerCallback):
-    """Says each loss on held-out rows, and what it began with."""
+    """Says each loss on held-out rows, and what it began with.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        measures: what is measured beside it, by key, and how it is told.
+    """
+
+    def __init__(self, console: Console, measures: Mapping[str, str] = MappingProxyType({})) -> None:
         self.console = console
+        self.measures = measures
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or "eval_loss" not in (metrics or {}):
             return
         loss = metrics["eval_loss"]
         before = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        told = (f"  {words.format(metrics[key])}" for key, words in self.measures.items() if key in metrics)
+        more = "".join(told)
         first = f" ({before[0]:.4f} at first)" if len(before) > 1 else ""
         self.console.print(
-            f"step {state.global_step}/{state.max_steps}  held-out loss {loss:.4f}{first}", highlight=False
+            f"step {state.global_step}/{state.max_steps}  held-out loss {loss:.4f}{first}{more}", highlight=False
         )
 
 

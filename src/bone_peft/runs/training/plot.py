@@ -11,12 +11,13 @@ _SMOOTHED_FROM = 20
 """Points; fewer are drawn as they are."""
 
 
-def plot_loss(history: list[dict[str, Any]], path: str | Path | StringIO, kind: str = "png") -> None:
+def plot_loss(history: list[dict[str, Any]], path: str | Path | StringIO, kind: str = "png", *, axis: str) -> None:
     """Draw training loss (and held-out loss, where it was measured) over steps.
 
     Args:
         history: the Trainer's log: entries with ``step`` and ``loss`` or ``eval_loss``.
         path: the file to write.
+        axis: what its loss is, with the unit.
         kind: ``"png"``, or ``"svg"`` with a background that is not painted.
     """
     from matplotlib import rc_context
@@ -39,7 +40,7 @@ def plot_loss(history: list[dict[str, Any]], path: str | Path | StringIO, kind: 
             axes.plot(*zip(*held_out, strict=True), "o-", color=HELD_OUT, markersize=4, linewidth=1.4, label="held out")
             axes.legend(frameon=False, labelcolor=INK)
         axes.set_xlabel("step", color=INK)
-        axes.set_ylabel("loss (nats per token)", color=INK)
+        axes.set_ylabel(axis, color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=FAINT, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)

@@ -24,12 +24,13 @@ class Extent:
     """How much there is to learn from.
 
     Attributes:
-        rows: lines of tokens; packed, several rows of the data are one.
+        rows: lines of tokens; packed, several rows of the data are one. Or pairs.
         tokens: of all rows, as they are cut.
         learned: those of them that the loss is over.
         longest: tokens of a row.
         steps: of the optimizer, in all.
         a_step: rows of one, over all processes.
+        what: they are called.
     """
 
     rows: int
@@ -38,22 +39,24 @@ class Extent:
     longest: int
     steps: int
     a_step: int
+    what: str = "rows"
 
     @classmethod
     def of(cls, trainer: Any, processes: int) -> Extent:
         """Of a trainer whose settings were tried, with rows of their own in so many processes."""
         args, learned = trainer.args, 0
         lengths: list[int] = []
-        for batch in _batches(trainer.train_dataset, "labels"):
+        for batch in _batches(trainer.seen, "labels"):
             lengths += batch.value_lengths().to_pylist()
             learned += int((batch.values.to_numpy() != -100).sum())
         a_step = args.train_batch_size * args.gradient_accumulation_steps * processes
-        return cls(len(lengths), sum(lengths), learned, max(lengths), trainer.planned_steps, a_step)
+        rows = len(lengths) // len(trainer.parts)
+        return cls(rows, sum(lengths), learned, max(lengths), trainer.planned_steps, a_step, f"{trainer.row}s")
 
     def __str__(self) -> str:
         return (
-            f"{self.rows:,} rows of {self.tokens:,} tokens, {self.learned:,} of them learned; {self.steps:,} steps of "
-            f"{self.a_step} rows."
+            f"{self.rows:,} {self.what} of {self.tokens:,} tokens, {self.learned:,} of them learned; {self.steps:,} "
+            f"steps of {self.a_step} {self.what}."
         )
 
 
@@ -72,9 +75,9 @@ def settings_of(trainer: Any) -> str:
 
 def show(trainer: Any, tokenizer: Any, console: Console) -> None:
     """The first rows with what is learned marked, lengths, memory and time."""
-    rows = trainer.train_dataset
-    for index in range(min(_ROWS, len(rows))):
-        console.rule(f"row {index + 1}", align="left")
+    rows = trainer.seen
+    for index, title in zip(range(min(_ROWS + len(trainer.parts) - 1, len(rows))), trainer.titles(), strict=False):
+        console.rule(title, align="left")
         console.print(_marked(rows[index], tokenizer, colour=console.color_system is not None))
     console.rule("all rows", align="left")
     console.print(_histogram([n for batch in _batches(rows, "input_ids") for n in batch.value_lengths().to_pylist()]))

@@ -17,6 +17,7 @@ from .. import recipes
 from . import settings
 from .held_out_loss import settings_of
 from .logs import check_names
+from .methods import training_method
 
 _TRAIN_ON = ("all", "last")
 _KEEP = ("last", "best")
@@ -28,6 +29,7 @@ class Recipe:
     """One run.
 
     Attributes:
+        method: what is learned of the rows: ``"sft"``, their answers, or ``"dpo"``, to prefer one of two answers.
         base: base model, as for :func:`bone_peft.files.bases.load_base`.
         data: training rows, as for :func:`bone_peft.runs.data.load_data`; a list is read one after the other, and a
             table of sources has beside each how often its rows are taken.
@@ -55,10 +57,11 @@ class Recipe:
         allow_unused: train on although some adapter tensors get no gradient.
         continue_from: an adapter to train on, as for :func:`bone_peft.files.bases.load_adapter`, in place of a new one.
         adapter: arguments of :class:`bone_peft.BoneConfig`.
-        training: arguments of :class:`trl.SFTConfig`.
+        training: arguments of :class:`trl.SFTConfig`, or of that of the method.
     """
 
     base: str = ""
+    method: str = "sft"
     data: str | list[str] | dict[str, float] = ""
     fields: list[str] | None = None
     chat: bool | None = None
@@ -144,7 +147,8 @@ class Recipe:
         whole_rows = {} if self.context_chunk is None else {"max_length": None}
         held_out = self.eval_data is not None or self.eval_split
         told = settings_of(self.training, held_out, self.keeps_best)
-        training = settings.checked_training(whole_rows | told | self.training)
+        training_method(self.method).check(self)
+        training = settings.checked_training(whole_rows | told | self.training, self.method)
         settings.check_held_out(training, held_out)
         return dataclasses.replace(self, training=training)
 
@@ -185,10 +189,11 @@ class Recipe:
             if not isinstance(value, str) and not (value is None and name == "eval_data"):
                 raise BoneError(f"{name} in {where} must be a source or a list of sources, found {value!r}.")
         optional = ("template", "continue_from", "push_to_hub", "chat_template")
-        for name in ("base", "out", "dtype", "quantize", *optional):
+        for name in ("base", "method", "out", "dtype", "quantize", *optional):
             value = getattr(self, name)
             if not (isinstance(value, str) and "\0" not in value) and not (value is None and name in optional):
                 raise BoneError(f"{name} in {where} must be text, found {value!r}.")
+        training_method(self.method)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise BoneError(f"seed in {where} must be a whole number from 0 to {2**32 - 1}, found {self.seed!r}.")
         for name in ("trust_remote_code", "allow_unused", "tensor_parallel", "eval_split"):

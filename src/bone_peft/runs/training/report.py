@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 from bone_peft.io.whole import whole_file
 
+from .methods import METHODS, training_method
+from .methods.training_method import TrainingMethod
 from .plot import FAINT, HELD_OUT, INK, LINE, RAW, plot_loss
 from .recipe import Recipe, versions_now
 from .result import TrainResult
@@ -30,19 +32,22 @@ def write_report(run: RunFolder, recipe: Recipe, result: TrainResult, scores: "d
     """
     from jinja2 import Environment, StrictUndefined
 
+    method = training_method(recipe.method)
     with whole_file(run.plot) as file:
-        plot_loss(result.history, file)
+        plot_loss(result.history, file, axis=method.loss_axis)
     picture = StringIO()
-    plot_loss(result.history, picture, "svg")
+    plot_loss(result.history, picture, "svg", axis=method.loss_axis)
     source = (resources.files("bone_peft.runs.training") / "report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(
         title=f"{run.root.name}: {recipe.base}",
-        facts=facts_of(result),
+        facts=facts_of(result, method),
         scores=scores or {},
         answers=_answers(result, scores),
         samples_are_held_out=result.samples_are_held_out,
-        verdict=verdict(result, scores),
+        right_answer=method.right_answer,
+        is_exact=method.is_exact,
+        verdict=verdict(result, scores, method),
         plot=_in_the_page_s_colours(picture.getvalue()),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         recipe=recipe.to_yaml(),
@@ -52,8 +57,10 @@ def write_report(run: RunFolder, recipe: Recipe, result: TrainResult, scores: "d
         file.write_text(page, encoding="utf-8")
 
 
-def verdict(result: TrainResult, scores: "dict[str, Score] | None" = None) -> str:
-    """Whether it helped, in a sentence: by the scores, else by the held-out loss; nothing where neither was taken."""
+def verdict(
+    result: TrainResult, scores: "dict[str, Score] | None" = None, method: TrainingMethod = METHODS["sft"]
+) -> str:
+    """Whether it helped: by the scores, else by what was measured on held-out rows; nothing where neither was taken."""
     taken = scores or {}
     if "before" in taken and "after" in taken:
         base, adapter = taken["before"], taken["after"]
@@ -61,17 +68,22 @@ def verdict(result: TrainResult, scores: "dict[str, Score] | None" = None) -> st
             f"Of {adapter.rows} held-out questions the adapter answers {adapter.exact_match:.1%} as expected, the base "
             f"{base.exact_match:.1%}. The loss on them is {adapter.loss:.3f}; it was {base.loss:.3f}."
         )
+    said = (_by_loss(result, method.held_out_loss), method.verdict(result.history, result.kept_step))
+    return " ".join(filter(None, said))
+
+
+def _by_loss(result: TrainResult, loss: str) -> str:
     found = [(entry["eval_loss"], entry["step"]) for entry in result.history if "eval_loss" in entry]
     if len(found) < 2:
         return ""
     (first, _), (last, _), (best, step) = found[0], found[-1], min(found)
-    kept = dict((when, loss) for loss, when in found).get(result.kept_step)
+    kept = {when: value for value, when in found}.get(result.kept_step)
     if kept is not None:
         return (
-            f"The loss on held-out rows went from {first:.3f} to {kept:.3f} at step {result.kept_step}, whose adapter "
+            f"The {loss} went from {first:.3f} to {kept:.3f} at step {result.kept_step}, whose adapter "
             f"is kept; at the end it was {last:.3f}."
         )
-    text = f"The loss on held-out rows went from {first:.3f} to {last:.3f}."
+    text = f"The {loss} went from {first:.3f} to {last:.3f}."
     if best < last:
         text += f" It was best after step {step}, with {best:.3f}."
     return text
@@ -85,16 +97,17 @@ def _in_the_page_s_colours(svg: str) -> Markup:
     return Markup(svg)
 
 
-def facts_of(result: TrainResult) -> dict[str, str]:
+def facts_of(result: TrainResult, method: TrainingMethod = METHODS["sft"]) -> dict[str, str]:
     """What a run measured, in words and units."""
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     share = result.trainable_parameters / result.base_parameters
     return {
         "Trainable parameters": f"{result.trainable_parameters:,} ({share:.1%} of the base)",
         "Steps": f"{result.steps:,}",
-        "Training rows": f"{result.rows:,}" + (f" ({result.rows_cut:,} cut)" if result.rows_cut else ""),
+        f"Training {method.rows}": f"{result.rows:,}" + (f" ({result.rows_cut:,} cut)" if result.rows_cut else ""),
         "Loss, first to last step": f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "not logged",
         **_held_out(result),
+        **method.facts(result.history, result.kept_step),
         **({"Training time": f"{result.seconds:,.0f} s"} if result.seconds else {}),
         **({"Tokens per second": f"{result.tokens_per_second:,.0f}"} if result.tokens_per_second else {}),
         "Peak memory": f"{result.peak_memory_bytes / 2**30:.1f} GiB",

@@ -15,6 +15,8 @@ from packaging.version import Version
 from bone_peft.errors import BoneError
 from bone_peft.io.names import brief
 
+from .methods import METHODS, training_method
+
 _OLDEST = {"TRL": "1.16", "Transformers": "5.3"}  # their trainers have the places that a run goes in at
 
 # Where a run differs from what TRL does when nothing is said.
@@ -113,8 +115,8 @@ def adapter_config(given: dict[str, Any]) -> Any:
         raise cannot_train(error) from error
 
 
-def _sft_config() -> Any:
-    """TRL's class of settings, if TRL is new enough."""
+def config_of(method: str = "sft") -> type:
+    """TRL's class of settings for a method, if TRL is new enough."""
     import transformers
     import trl
 
@@ -125,13 +127,15 @@ def _sft_config() -> Any:
                 f"Training needs {package} {oldest} or newer, and {installed} is installed: pip install --upgrade "
                 "'bone-peft[train]'."
             )
-    return trl.SFTConfig
+    return training_method(method).config()
 
 
-def checked_training(given: dict[str, Any]) -> dict[str, Any]:
+def checked_training(given: dict[str, Any], method: str = "sft") -> dict[str, Any]:
     """``given`` with a run's own defaults; every value has its setting's type, and every number its range."""
     whole = {key: "no" if key in _OFF and value is False else value for key, value in (DEFAULTS | given).items()}
-    _check_section("training", whole, _sft_config(), _NOT_IN_TRAINING)
+    config = config_of(method)
+    _check_method(whole, config, method)
+    _check_section("training", whole, config, _NOT_IN_TRAINING)
     for name, value in whole.items():
         _check_range(name, value)
     if "per_device_train_batch_size" in whole:  # held-out rows take no more memory than those that are learned
@@ -139,9 +143,45 @@ def checked_training(given: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_parallel: bool = False) -> Any:
-    """The :class:`trl.SFTConfig` of a run, or a BoneError that says which settings do not go together."""
-    sft_config = _sft_config()
+def _check_method(given: Iterable[str], config: type, method: str) -> None:
+    """Raise a BoneError for a setting that another method has."""
+    own = _names(config)
+    for name in (name for name in given if name not in own):
+        for other in METHODS:
+            if name in _names(config_of(other)):
+                raise BoneError(
+                    f"training.{name} is a setting of method {other}, and the method here is {method}: leave it out, "
+                    f"or say method: {other} (--method {other})."
+                )
+
+
+def _names(config: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def usual_training(names: Iterable[str], method: str = "sft") -> dict[str, Any]:
+    """What these settings are in a run whose recipe does not name them."""
+    usual = {field.name: field.default for field in dataclasses.fields(config_of(method))} | DEFAULTS
+    return {name: getattr(usual[name], "value", usual[name]) for name in names}
+
+
+def rows_and_tokens(given: dict[str, Any], method: str = "sft") -> tuple[int, int | None]:
+    """How many rows a step has in a process, and of how many tokens at most; None is any number.
+
+    Raises:
+        BoneError: a setting that there is not, or of another type.
+    """
+    told = checked_training(given, method)
+    usual = usual_training(("per_device_train_batch_size", "max_length"), method)
+    rows, tokens = (told.get(name, value) for name, value in usual.items())
+    return rows, tokens
+
+
+def arguments_of(
+    settings: dict[str, Any], seed: int, output_dir: Path, tensor_parallel: bool = False, method: str = "sft"
+) -> Any:
+    """TRL's settings of a run, or a BoneError that says which of them do not go together."""
+    config = config_of(method)
     if may_checkpoint(settings, tensor_parallel):
         settings = {"gradient_checkpointing": False, **settings}
     import torch
@@ -149,7 +189,7 @@ def arguments_of(settings: dict[str, Any], seed: int, output_dir: Path, tensor_p
     if not torch.accelerator.is_available():
         settings = {"use_cpu": True, **settings}  # else Accelerate leaves each of several processes by itself
     try:
-        arguments = sft_config(
+        arguments: Any = config(
             output_dir=str(output_dir),
             seed=seed,
             report_to="none",

@@ -1,18 +1,14 @@
 """TRL's trainer, with steps that are computed without padding, without waits, and without what is not needed."""
 
-import itertools
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 from trl import SFTTrainer
 
 from bone_peft.errors import BoneError
 
-from ..free_memory import fits
 from . import checkpointing, compiled_layers
 from .completion_loss import SUMS, completion_loss, logits_bytes, most_answers
 from .context_chunks import carries_a_state, loss_in_chunks
@@ -20,65 +16,35 @@ from .fused_parts import FusedParts
 from .graphed_steps import GraphedSteps, lengths_that_pay
 from .padding_free import EqualRowsInOneLine, by_rows, fault, lines_for
 from .padding_free.row_attention import is_fast
+from .trainer import RunTrainer
 
 _LOOKED_AT, _TRIED = 16, 256  # rows and tokens by which a model is tried out
 
 
-class StepTrainer(SFTTrainer):
+class StepTrainer(RunTrainer, SFTTrainer):
     """How a step is computed: chosen once by :meth:`choose_how`, from the base and the rows.
 
     Args:
-        may_checkpoint: compute layers again in backward (gradient checkpointing) if a step does not fit into memory.
-        say: takes sentences on how the steps are computed, where a user may wonder.
         context_chunk: tokens of the pieces that rows are learned in, one after the other.
     """
 
-    def __init__(
-        self, *, may_checkpoint: bool, say: Callable[[str], None], context_chunk: int | None = None, **kwargs: Any
-    ) -> None:
-        self._say = say
+    def __init__(self, *, context_chunk: int | None = None, **kwargs: Any) -> None:
         self._context_chunk = context_chunk
-        self._may_checkpoint = may_checkpoint
         self._may_speed_up = True
         self._graphs: GraphedSteps | None = None
         self._first_step: int | None = None  # of this process, which may go on from a checkpoint
         self._sums: list[Any] = []
         self._judged: list[Any] = []
         self._tokens = 0
-        self._in_lines = self._checkpoints = False
+        self._in_lines = False
         super().__init__(**kwargs)
         self._padded = self.data_collator
         self._parts = FusedParts(self.plain_model)
 
     @property
-    def plain_model(self) -> Any:
-        """The adapted model without what distributes it."""
-        return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def base(self) -> Any:
-        """The model that is adapted; it is trained itself if nothing is."""
-        model = self.plain_model
-        return model.get_base_model() if isinstance(model, PeftModel) else model
-
-    def count_parameters(self) -> tuple[int, int]:
-        """How many are trained, and how many there are; those that are packed in few bits, and shards, as they are."""
-        model = self.plain_model
-        if isinstance(model, PeftModel):
-            trained, whole = model.get_nb_trainable_parameters()
-            return int(trained), int(whole)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        return count, count
-
-    @property
     def runs_ahead(self) -> bool:
         """Whether steps are queued faster than they are computed."""
         return self._graphs is not None
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether a process has parts of the model only."""
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.parallelism_config)
 
     def choose_how(self) -> None:
         """Look at the base and the rows, and choose how a step is computed."""
@@ -86,7 +52,7 @@ class StepTrainer(SFTTrainer):
             self._choose_lines()
         else:
             self._check_chunks()
-        self._choose_checkpointing()
+        super().choose_how()
 
     # The choices
 
@@ -144,21 +110,6 @@ class StepTrainer(SFTTrainer):
         plain = args.loss_type == "nll" and self.compute_loss_func is None and self.label_smoother is None
         return most_answers(model) if plain and not self.aux_loss_enabled else 0
 
-    def _choose_checkpointing(self) -> None:
-        """Compute layers again in backward where a step would not fit otherwise."""
-        if not self._may_checkpoint or self.is_sharded:
-            return
-        needed = self.bytes_of_a_step()
-        if not fits(needed, self.args.device):
-            self._checkpoints = True
-            model = self.plain_model
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-            self._say(
-                f"A step would need {needed / 2**30:.1f} GiB for backward: layers are computed again there "
-                "(gradient checkpointing)."
-            )
-
     def bytes_of_a_step(self) -> int:
         """What the longest batch keeps for backward, if nothing is computed again."""
         model, size = self.plain_model, self.args.per_device_train_batch_size
@@ -175,17 +126,8 @@ class StepTrainer(SFTTrainer):
         return needed + logits_bytes(base, min(sum(lengths), self._most_answers(base)))
 
     def seconds_of_a_batch(self) -> float:
-        """Of forward and backward, by trying two; nothing is learned."""
-        model: Any = self.model
-        model.train()
-        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         with by_rows(self.base) if self._in_lines else nullcontext():
-            for inputs in itertools.islice(itertools.cycle(self.get_train_dataloader()), 2):
-                start = time.perf_counter()
-                self.training_step(model, inputs).item()  # waits for the device
-                seconds = time.perf_counter() - start
-        model.zero_grad()
-        return seconds
+            return super().seconds_of_a_batch()
 
     def _may_record(self) -> bool:
         """Whether steps may be CUDA graphs: of one process, all of it on the GPU."""

@@ -22,6 +22,7 @@ from .finish import complete, is_complete, save_adapter
 from .held_out_loss import MOST, HeldOutByTenths, HeldOutReport, StopEarly, goes_by_tenths, has_ended
 from .logs import callbacks_of
 from .lost_process import ending, is_of_another
+from .methods import training_method
 from .publishing import Publish
 from .pushing import make_place, push
 from .recipe import Recipe
@@ -191,7 +192,9 @@ def prepare(
         adapt: the config of the adapter, any of PEFT's; None trains the base itself.
     """
     best = {"load_best_model_at_end": True} if recipe.keeps_best else {}
-    arguments = arguments_of(recipe.training | best, recipe.seed, run.checkpoints, recipe.tensor_parallel)
+    arguments = arguments_of(
+        recipe.training | best, recipe.seed, run.checkpoints, recipe.tensor_parallel, recipe.method
+    )
     if saved is not None and not recipe.tensor_parallel:
         _keep_rows_a_step(arguments, saved)
     console.print(f"Loading {recipe.base} and {written(recipe.data)}", markup=False)
@@ -231,7 +234,7 @@ def prepare(
         device=device_name(),
         recipe=_content(recipe),
     )
-    return trainer, tokenizer, rows if held_out is None else held_out, result
+    return trainer, tokenizer, training_method(recipe.method).questions(rows if held_out is None else held_out), result
 
 
 def take_steps(
@@ -291,7 +294,7 @@ def _watching(recipe: Recipe, console: Console) -> list[Any]:
         watching.append(HeldOutByTenths())
     if recipe.early_stopping is not None:
         watching.append(StopEarly(recipe.early_stopping, console))
-    return [*watching, HeldOutReport(console)]
+    return [*watching, HeldOutReport(console, training_method(recipe.method).measures)]
 
 
 def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
@@ -301,6 +304,7 @@ def _load_rows(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any, int]:
         "fields": recipe.fields,
         "chat": recipe.chat,
         "template": recipe.template,
+        "pairs": training_method(recipe.method).pairs,
     }
     rows = load_data(recipe.data, **form)
     if recipe.eval_data is None and not recipe.eval_split:
@@ -329,15 +333,14 @@ def _build_trainer(
     from torch import OutOfMemoryError
     from transformers.trainer_callback import PrinterCallback
 
-    from .trainer import RunTrainer
-
-    config = None
+    method, config = training_method(recipe.method), None
     try:
         if recipe.continue_from is None:
             config = adapt(recipe)
         else:
             model = load_adapter(model, recipe.continue_from, trainable=True)
-        trainer = RunTrainer(
+        kind: Any = method.trainer()
+        trainer = kind(
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -345,9 +348,8 @@ def _build_trainer(
             processing_class=tokenizer,
             peft_config=config,
             may_checkpoint=may_checkpoint(recipe.training, recipe.tensor_parallel),
-            context_chunk=recipe.context_chunk,
-            train_on=recipe.train_on,
             say=partial(console.print, markup=False),
+            **method.options(recipe),
         )
         cut = trainer.cut["train"]
         if cut.unanswered == cut.rows:

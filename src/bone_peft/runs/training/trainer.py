@@ -1,87 +1,132 @@
-"""A run's trainer: rows that are counted, a stop at numbers that are none, and checkpoints that are looked at."""
+"""A run's trainer: memory that is looked after, a stop at numbers that are none, checkpoints that are looked at."""
 
-import copy
+import itertools
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from peft import PeftModel
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from bone_peft.errors import BoneError
 from bone_peft.method.tuner.saved import gathered
 from bone_peft.method.tuner.sharded import is_spread
 
-from ..data import is_chat
 from ..evaluation import check_reach
-from .chat_labels import labeled
-from .cut_rows import CutRows
+from ..free_memory import fits
 from .finite import all_finite, in_words, not_finite, weights_are_finite
-from .step_trainer import StepTrainer
 
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _AHEAD = 10  # steps that may be queued before their numbers are looked at
 
 
-class RunTrainer(StepTrainer):
-    """One run's training loop.
+class RunTrainer(Trainer):
+    """One run's training loop, whatever is learned: a mixin before one of TRL's trainers.
 
     Attributes:
-        cut: what ``max_length`` cost, by the name of the rows (train, eval).
         is_asked_to_stop: whether somebody asked this process to.
         planned_steps: of the optimizer, in the whole run; as :meth:`try_settings` finds it.
 
     Args:
-        train_on: which answers of a chat are learned, as for :func:`~bone_peft.runs.training.chat_labels.labeled`.
+        may_checkpoint: compute layers again in backward (gradient checkpointing) if a step does not fit into memory.
+        say: takes sentences on how the steps are computed, where a user may wonder.
     """
 
-    def __init__(self, *, train_on: str = "all", **kwargs: Any) -> None:
-        self._train_on = train_on
-        self.cut: dict[str, CutRows] = {}
+    row: str = "row"
+    parts: tuple[str, ...] = ("",)
+    """What a row of the data is called, and what each of its sequences of tokens adds to that name."""
+
+    cut: dict[str, Any]
+    """What ``max_length`` cost, by the name of the rows (train, eval)."""
+
+    def __init__(self, *, may_checkpoint: bool, say: Callable[[str], None], **kwargs: Any) -> None:
+        self._say = say
+        self._may_checkpoint = may_checkpoint
+        self._checkpoints = False
+        self.cut = {}
         self._losses: list[Any] = []
         self._unchecked: list[tuple[int, list[Any], Any, Any]] = []
         self.is_asked_to_stop = False
         self.planned_steps = 0
         self._another_is = False
+        before = {name: parameter.detach() for name, parameter in _trained(kwargs["model"]).items()}
         super().__init__(**kwargs)
+        if getattr(self.base, "is_quantized", False):
+            # TRL rounds what is trained to bfloat16 there, and small steps would be lost in it.
+            for name, parameter in _trained(self.model).items():
+                parameter.data = before.get(name, parameter).float()
 
-    # Rows
+    # What there is
 
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: Any
-    ) -> Any:
-        if is_chat(dataset):
-            dataset = self._labeled(dataset, processing_class, args, dataset_name)
-        # First whole, to see what is lost; then cut (and packed) by TRL from its own tokens.
-        whole = copy.copy(args)
-        whole.max_length, whole.shuffle_dataset = None, False
-        tokens = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, dataset_name)
-        self.cut[dataset_name] = CutRows.of(tokens, args, packing)
-        return super()._prepare_dataset(tokens, processing_class, args, packing, None, dataset_name)
+    @property
+    def plain_model(self) -> Any:
+        """The adapted model without what distributes it."""
+        return self.accelerator.unwrap_model(self.model)
 
-    def _labeled(self, chats: Any, tokenizer: Any, args: Any, name: str) -> Any:
-        """Chats as tokens, with the answers that are learned."""
-        train_on = "all" if args.assistant_only_loss else self._train_on
-        of = {"tokenizer": tokenizer, "train_on": train_on, "everything": args.completion_only_loss is False}
-        columns = chats.column_names
-        rows = chats.map(labeled, fn_kwargs=of, remove_columns=columns, num_proc=args.dataset_num_proc)
-        skipped = sum(rows["skipped"])
-        if skipped:
-            kind = "training" if name == "train" else "held-out"
-            self._say(
-                f"{skipped} earlier answers of the {kind} rows are not learned: the base's chat template writes them "
-                "otherwise once more is said."
-            )
-        return rows.remove_columns("skipped")
+    @property
+    def base(self) -> Any:
+        """The model that is adapted; it is trained itself if nothing is."""
+        model = self.plain_model
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def count_parameters(self) -> tuple[int, int]:
+        """How many are trained, and how many there are; those that are packed in few bits, and shards, as they are."""
+        model = self.plain_model
+        if isinstance(model, PeftModel):
+            trained, whole = model.get_nb_trainable_parameters()
+            return int(trained), int(whole)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return count, count
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are queued faster than they are computed."""
+        return False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a process has parts of the model only."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled or self.accelerator.parallelism_config)
+
+    @property
+    def seen(self) -> Any:
+        """The training rows as the model meets them: ``input_ids`` and ``labels``, -100 where nothing is learned."""
+        return self.train_dataset
+
+    def titles(self) -> Iterator[str]:
+        """Names of the rows of :attr:`seen`, one after the other."""
+        for index in itertools.count(1):
+            yield from (f"{self.row} {index}{part}" for part in self.parts)
+
+    def bytes_of_a_step(self) -> int:
+        """What the longest batch keeps for backward, if nothing is computed again."""
+        raise NotImplementedError
+
+    def seconds_of_a_batch(self) -> float:
+        """Of forward and backward, by trying two; nothing is learned."""
+        model: Any = self.model
+        model.train()
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        seconds = 0.0
+        for inputs in itertools.islice(itertools.cycle(self.get_train_dataloader()), 2):
+            start = time.perf_counter()
+            self.training_step(model, inputs).item()  # waits for the device
+            seconds = time.perf_counter() - start
+        model.zero_grad()
+        return seconds
+
+    # Before the first step
 
     def try_settings(self) -> None:
         """Make the batches, the optimizer and the schedule once: what fails there fails before anything is written."""
-        rows: Any = self.train_dataset
-        for batch in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
+        for batch in self.seen.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
             ids = batch["input_ids"].combine_chunks()
             check_reach(self.plain_model, pc.max(ids.values).as_py(), pc.max(pc.list_value_length(ids)).as_py())
         self._check_sharding()
@@ -90,6 +135,25 @@ class RunTrainer(StepTrainer):
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self.create_optimizer_and_scheduler(num_training_steps=steps)
             self.optimizer = self.lr_scheduler = None
+
+    def choose_how(self) -> None:
+        """Look at the base and the rows, and choose how a step is computed."""
+        self._choose_checkpointing()
+
+    def _choose_checkpointing(self) -> None:
+        """Compute layers again in backward where a step would not fit otherwise."""
+        if not self._may_checkpoint or self.is_sharded:
+            return
+        needed = self.bytes_of_a_step()
+        if not fits(needed, self.args.device):
+            self._checkpoints = True
+            model = self.plain_model
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+            self._say(
+                f"A step would need {needed / 2**30:.1f} GiB for backward: layers are computed again there "
+                "(gradient checkpointing)."
+            )
 
     def _check_sharding(self) -> None:
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
@@ -242,6 +306,12 @@ class RunTrainer(StepTrainer):
             if checkpoint is not None and not list(Path(checkpoint).glob("rng_state*.pth")):
                 raise FileNotFoundError("rng_state.pth is missing")
             super()._load_rng_state(checkpoint)
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters by name; none where there is no adapter yet."""
+    named = model.named_parameters() if isinstance(model, PeftModel) else ()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 def _which(loss: float, norm: Any) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from .columns import asked
 from .reading import Reading, converted
 
+WHAT = "Alpaca's instructions"
+
 
 def recognizes(names: Collection[str]) -> bool:
     return {"instruction", "output"} <= set(names) and not {"prompt", "messages", "conversations"} & set(names)

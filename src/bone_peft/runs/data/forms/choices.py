@@ -9,6 +9,8 @@ from .columns import asked
 from .reading import Reading, converted
 from .template import check, fill
 
+WHAT = "questions with choices"
+
 _BEGINNINGS = ("ctx",)
 _QUESTIONS = ("question", "question_stem", "prompt", *_BEGINNINGS)
 _CHOICES = ("choices", "endings", "options")

@@ -10,6 +10,8 @@ from .reading import Reading, converted
 from .talk import is_talk, talk, with_system
 from .template import check, fill
 
+WHAT = "prompts and completions"
+
 
 def rows(dataset: Any, reading: Reading) -> Any:
     """Two named columns of text; as chat, one user and one assistant message."""

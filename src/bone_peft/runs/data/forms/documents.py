@@ -7,6 +7,8 @@ from typing import Any
 
 from .reading import Reading, converted
 
+WHAT = "whole documents"
+
 
 def recognizes(names: Collection[str]) -> bool:
     others = {"prompt", "messages", "conversations"} & set(names) or {"instruction", "output"} <= set(names)

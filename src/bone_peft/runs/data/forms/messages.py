@@ -8,6 +8,8 @@ from typing import Any
 from .reading import Reading, converted
 from .talk import talk, with_system
 
+WHAT = "chats"
+
 
 def recognizes(names: Collection[str]) -> bool:
     return "messages" in names

@@ -22,6 +22,7 @@ class Reading:
         template: plain text around the prompt, and perhaps the completion.
         start: the prompt of a document.
         choices: whether the choices of questions are wanted beside the right one.
+        pairs: whether pairs of answers are wanted, a chosen and a rejected one.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Reading:
     template: str | None = None
     start: str = ""
     choices: bool = False
+    pairs: bool = False
 
     def refuse_template(self, what: str) -> None:
         if self.template is not None:
@@ -63,12 +65,13 @@ def converted(
     chat: bool,
     tools: bool = False,
     choices: bool = False,
+    columns: Sequence[str] = ("prompt", "completion"),
 ) -> Any:
     """Each row by ``convert(row, index)``; messages and ``tools``, of whatever parts, stay as they are written."""
     from datasets import Features, Json, List, Value
 
     kind = List(Json()) if chat else Value("string")
-    features = {"prompt": kind, "completion": kind}
+    features: dict[str, Any] = dict.fromkeys(columns, kind)
     if tools and "tools" in dataset.column_names:
         features["tools"] = List(Json())
     if choices:

@@ -9,6 +9,8 @@ from typing import Any
 from .reading import Reading, converted
 from .talk import talk, with_system
 
+WHAT = "ShareGPT's chats"
+
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -32,13 +34,14 @@ def rows(dataset: Any, reading: Reading) -> Any:
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         said = row["conversations"]
-        messages = [_message(m, reading, index) for m in said] if isinstance(said, list) else said
+        messages = [as_message(m, reading, index) for m in said] if isinstance(said, list) else said
         return talk(with_system(messages, row.get("system")), row.get("tools"), reading, index)
 
     return converted(dataset, convert, chat=True, tools=True)
 
 
-def _message(message: Any, reading: Reading, index: int) -> Any:
+def as_message(message: Any, reading: Reading, index: int) -> Any:
+    """A message of ``from`` and ``value`` with a role and a content; what has none is returned as it is."""
     if not isinstance(message, dict) or "from" not in message:
         return message
     said, value = message["from"], message.get("value")
