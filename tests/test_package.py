@@ -58,7 +58,7 @@ def test_the_index_can_show_it(dist, metadata):
     assert f"Repository, {URL}" in metadata.get_all("Project-URL")
     version, readme = metadata["Version"], metadata.get_payload()
     assert f"]({URL}/blob/v{version}/docs/formats.md)" in readme
-    assert f"]({URL}/raw/v{version}/docs/demo-loss.png)" in readme
+    assert f"]({URL}/raw/v{version}/docs/quality-over-cost.png)" in readme
     assert "](docs/" not in readme
 
 

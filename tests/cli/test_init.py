@@ -55,8 +55,9 @@ def test_values_are_those_of_a_run_that_names_none(plain_base, rows):
     written, plain = Recipe.load("bone.yaml"), Recipe(base=plain_base, data=rows)
     from trl import SFTConfig
 
-    usual = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
+    usual = {field.name: field.default for field in dataclasses.fields(SFTConfig)} | plain.checked().training
     assert {key: getattr(usual[key], "value", usual[key]) for key in written.training} == written.training
+    assert written.adapter["target_modules"] == plain.checked().adapter["target_modules"]
     for key in ("dtype", "quantize", "keep", "train_on", "seed", "out"):
         assert getattr(written, key) == getattr(plain, key)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bone_peft.cli.console import Screen
+from bone_peft.cli.console import Screen, ScoringProgress
 from bone_peft.io.names import printable
 from bone_peft.runs.evaluation import stream_answer
 
@@ -131,3 +131,13 @@ def test_what_a_model_says(plain_base, capsys):
     stream_answer(model, tokenizer, "a", max_new_tokens=2)
     said = capsys.readouterr().out
     assert r"\x1b" in said and "\x1b" not in said
+
+
+def test_colours_that_an_environment_asks_for_are_no_moving_lines(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    screen = Screen(file=out)
+    assert screen.is_terminal
+    with ScoringProgress(screen) as subject:
+        subject("base", 2)(1)
+    assert out.getvalue() == ""

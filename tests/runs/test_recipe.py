@@ -1,5 +1,6 @@
 """Recipes: YAML in and out, refused keys, the shipped ones."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -8,6 +9,7 @@ from bone_peft import BoneConfig
 from bone_peft.errors import BoneError
 from bone_peft.runs import recipes
 from bone_peft.runs.training import Recipe
+from bone_peft.runs.training.methods.sft import Sft
 from bone_peft.runs.training.recipe import parse_value
 
 
@@ -111,3 +113,45 @@ def test_what_a_run_decides_is_said_in_a_whole_sentence(key):
     plan = Recipe(base="b", data="d", out="o").with_values({key: "x"})
     with pytest.raises(BoneError, match=rf"^{key} is the run's own to decide: (it|name) [\w ,()-]+\.$"):
         plan.checked()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "variant"),
+    [
+        ({}, "bone"),
+        ({"init_weights": "bat"}, "bat"),
+        ({"init_weights": "bat", "share": "input"}, "bat-input"),
+        ({"bottleneck_size": 8}, "bottleneck"),
+    ],
+)
+def test_what_is_not_said_is_what_the_study_supports(adapter, variant):
+    recipe = Recipe(base="b", data="d", adapter=adapter)
+    training = recipe.checked().training
+    assert recipe.checked().adapter == {**adapter, "target_modules": "all-linear"}
+    assert training["learning_rate"] == Sft().usual(variant)["learning_rate"]
+    assert (training["lr_scheduler_type"], training["per_device_train_batch_size"]) == ("cosine", 16)
+    assert recipe.checked().checked() == recipe.checked()
+    said = {"learning_rate": 1e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    training = dataclasses.replace(recipe, training=said).checked().training
+    assert said.items() <= training.items()
+
+
+def test_bat_wants_a_smaller_learning_rate_than_bone():
+    rates = {variant: Sft().usual(variant)["learning_rate"] for variant in ("bone", "bat", "bat-input")}
+    assert rates["bat"] == rates["bat-input"] < rates["bone"]
+
+
+def test_other_defaults_are_not_those_of_answers():
+    pairs = Recipe(base="b", data="d", method="dpo").checked()
+    assert not {"learning_rate", "lr_scheduler_type"} & pairs.training.keys()
+    assert Recipe(base="b.pth", data="d").checked().adapter == {}
+    parameters = {"target_parameters": ["mlp.experts.down_proj"]}
+    assert Recipe(base="b", data="d", adapter=parameters).checked().adapter == parameters
+    assert Recipe(base="b", data="d", continue_from="runs/x").checked().adapter == {}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name != "demo"])
+def test_the_papers_recipes_say_all_of_it(name):
+    said = Recipe.load(name)
+    assert {"learning_rate", "lr_scheduler_type", "per_device_train_batch_size"} <= said.training.keys()
+    assert "target_modules" in said.adapter

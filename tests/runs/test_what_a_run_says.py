@@ -333,12 +333,24 @@ def test_a_damaged_checkpoint_is_one_sentence(halfway, tmp_path, name, damage):
     ("values", "line"),
     [
         (
-            {"adapter.init_weights": "bat", "training.lr_scheduler_type": "cosine"},
-            "Bat, r 8; learning rate 0.01, cosine.",
+            {"adapter.init_weights": "bat", "training.lr_scheduler_type": "constant"},
+            "Bat, r 8, on 14 modules (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj); learning rate 0.01, "
+            "constant.",
         ),
-        ({"training.warmup_steps": 2}, "Bone, r 8; learning rate 0.01, linear after 2 steps of warm-up."),
+        (
+            {"training.warmup_steps": 2, "adapter.target_modules": ["q_proj"]},
+            "Bone, r 8, on 2 modules (q_proj); learning rate 0.01, cosine after 2 steps of warm-up.",
+        ),
     ],
 )
 def test_what_decides_how_much_is_learned_is_said_first(plain_base, rows_file, tmp_path, values, line):
     _, text = told(recipe(plain_base, rows_file, tmp_path / "run", training__max_steps=1).with_values(values))
     assert line in text.splitlines()
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(1, 0), (33, 0), (80, 3)])
+def test_warm_up_is_no_step_of_a_run_that_has_few(plain_base, rows_file, tmp_path, steps, warm_up):
+    """A share of them is rounded up by Transformers, and the first step of a warm-up learns nothing."""
+    plan = recipe(plain_base, rows_file, tmp_path / "run", training__max_steps=steps).checked()
+    trainer, *_ = training.prepare(plan, training.RunFolder(plan.out), Console(quiet=True))
+    assert trainer.args.get_warmup_steps(steps) == warm_up

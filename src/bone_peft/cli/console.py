@@ -30,6 +30,8 @@ class Screen(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(quiet=not speaks(), markup=False, emoji=False, **options)
+        if not self.file.isatty():
+            self.is_interactive = False  # FORCE_COLOR, as in a notebook, asks for colours, and for no lines that move
 
     def render_str(self, text: str, *args: Any, **options: Any) -> Text:
         return super().render_str(printable(text), *args, **options)
@@ -77,7 +79,7 @@ class ScoringProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
             transient=True,
         )
 

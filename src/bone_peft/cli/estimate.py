@@ -68,7 +68,7 @@ def estimate(
     dtype: str = typer.Option(None, help="Of the base [dim](default: bfloat16)[/]."),
     adapter_dtype: str = typer.Option("float32", help="Of the adapter, in training and in its file."),
     quantize: str = typer.Option(None, help="Base in 8bit or 4bit (bitsandbytes).", rich_help_panel=_RECIPE),
-    batch_size: int = typer.Option(None, min=1, help="Rows of a step [dim](default: 1; as a run: 8)[/]."),
+    batch_size: int = typer.Option(None, min=1, help="Rows of a step [dim](default: 1; as a run: 16)[/]."),
     max_length: int = typer.Option(
         None, "--length", "--max-length", min=1, help="Tokens of a row [dim](default: 1024)[/]."
     ),
@@ -90,6 +90,7 @@ def estimate(
     from bone_peft.costs.estimation import estimate as run
     from bone_peft.costs.estimation import write_chart
     from bone_peft.io.drawing import check_picture
+    from bone_peft.runs.training.settings import usual_adapter
 
     shown = {name: value for name, value in locals().items() if name in _OF_TRAIN}
     recipe, is_run = _recipe(model, flags | shown)
@@ -106,7 +107,7 @@ def estimate(
     rows, tokens = _step(recipe, is_run)
     found = run(
         recipe.base,
-        target_modules=recipe.adapter.get("target_modules", None if is_run else "all-linear"),
+        target_modules=usual_adapter(recipe.adapter, recipe.base).get("target_modules"),
         sizes=sizes,
         adapter=recipe.adapter if is_run or recipe.adapter.keys() - {"r", "target_modules"} else None,
         dtype=getattr(torch, dtype),
@@ -133,7 +134,7 @@ def _recipe(model: str | None, flags: dict[str, Any]) -> "tuple[Recipe, bool]":
     """The recipe to estimate, and whether it is one that ``bone train`` would run, not a model by itself."""
     from bone_peft.runs import recipes
     from bone_peft.runs.training import Recipe
-    from bone_peft.runs.training.settings import check_adapter
+    from bone_peft.runs.training.settings import checked_variant
 
     is_run = model is None or model in recipes.names() or model.endswith((".yaml", ".yml"))
     start = Recipe() if model is None else Recipe.load(model) if is_run else Recipe(base=model)
@@ -146,7 +147,7 @@ def _recipe(model: str | None, flags: dict[str, Any]) -> "tuple[Recipe, bool]":
         raise BoneError(f"{recipe.continue_from} is an adapter of its own, and bone inspect tells its size.")
     if flags.get("strategy") not in (None, "auto", "ddp"):
         raise BoneError("Memory is that of a process with the whole base: leave --strategy out.")
-    check_adapter(recipe.adapter)
+    checked_variant(recipe.adapter)
     return recipe, is_run
 
 

@@ -51,7 +51,7 @@ def merge(
     console = Screen()
     weights = weight or None
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not console.is_interactive, transient=True) as bar:
         task = bar.add_task("merge")
         merged = run(
             base,

@@ -44,7 +44,7 @@ class ProgressReport(TrainerCallback):
         self._started = time.perf_counter()
         self._first_step = state.global_step
         self._last_line = state.global_step
-        if self.console.is_terminal and state.is_world_process_zero:
+        if self.console.is_interactive and state.is_world_process_zero:
             self.bar = Progress(
                 TextColumn("training"),
                 BarColumn(),

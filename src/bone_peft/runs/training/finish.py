@@ -60,7 +60,7 @@ def complete(
             TextColumn("answering sample questions"),
             BarColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
             transient=True,
         )
         with bar as progress, run_without_its_engine(model):

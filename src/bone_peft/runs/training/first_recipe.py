@@ -103,7 +103,7 @@ def first_recipe(
     has = "a" if getattr(tokenizer, "chat_template", None) else "no"
     of_the_run = {key: words for key, words in _OF_THE_RUN.items() if key not in learned.refused}
     of_training = {**learned.likely, **_OF_TRAINING}
-    training = settings.usual_training(of_training, method)
+    training = settings.usual_training(of_training, method, BoneConfig().variant.name)
     steps = -(-len(found.rows) // training["per_device_train_batch_size"])
     return "\n".join(
         [
@@ -115,7 +115,7 @@ def first_recipe(
             *(["trust_remote_code: true"] if trust_remote_code else []),
             "",
             "adapter:",
-            *_lines(_adapter(), _OF_THE_ADAPTER, "  ", _reach(base, trust_remote_code)),
+            *_lines(_adapter(base), _OF_THE_ADAPTER, "  ", _reach(base, trust_remote_code)),
             *_others(BoneConfig, {*_OF_THE_ADAPTER, *(field.name for field in dataclasses.fields(PeftConfig))}, "  "),
             "",
             "training:",
@@ -135,9 +135,9 @@ def _can_be_split(rows: Any, seed: int) -> bool:
     return True
 
 
-def _adapter() -> dict[str, Any]:
+def _adapter(base: str) -> dict[str, Any]:
     usual = BoneConfig()
-    return {key: getattr(usual, key) for key in _OF_THE_ADAPTER} | {"target_modules": "all-linear"}
+    return {key: getattr(usual, key) for key in _OF_THE_ADAPTER} | settings.usual_adapter({}, base)
 
 
 def _reach(base: str, trust_remote_code: bool) -> str:

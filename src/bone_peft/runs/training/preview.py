@@ -16,7 +16,7 @@ from bone_peft.method import BoneConfig
 
 from ..free_memory import free_bytes
 
-_ROWS, _TOKENS, _BARS = 3, 300, 8
+_ROWS, _TOKENS, _BARS, _KINDS = 3, 300, 8, 8
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,19 @@ def settings_of(trainer: Any) -> str:
     args, adapter = trainer.args, getattr(trainer.plain_model, "active_peft_config", None)
     warm_up = args.get_warmup_steps(trainer.planned_steps)
     rate = f"learning rate {args.learning_rate:g}, {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}"
-    if warm_up:
+    if warm_up and args.lr_scheduler_type != "constant":
         rate += f" after {warm_up} steps of warm-up"
     if not isinstance(adapter, BoneConfig):
         return f"{rate.capitalize()}."
     variant = adapter.variant
-    return f"{variant.name.capitalize()}, {variant.size_field} {getattr(adapter, variant.size_field)}; {rate}."
+    size = f"{variant.size_field} {getattr(adapter, variant.size_field)}"
+    return f"{variant.name.capitalize()}, {size}, on {_in_kinds(trainer.plain_model.targeted_module_names)}; {rate}."
+
+
+def _in_kinds(modules: list[str]) -> str:
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    more = f" and {len(kinds) - _KINDS} kinds more" if len(kinds) > _KINDS else ""
+    return f"{len(modules):,} modules ({', '.join(kinds[:_KINDS])}{more})"
 
 
 def show(trainer: Any, tokenizer: Any, console: Console) -> None:

@@ -142,15 +142,16 @@ class Recipe:
                 f"{self.continue_from} brings the options of its adapter along: leave out "
                 f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
             )
-        settings.check_adapter(self.adapter)
+        adapter = self.adapter if self.continue_from is not None else settings.usual_adapter(self.adapter, self.base)
+        variant = settings.checked_variant(adapter)
         check_names(self.log)
         whole_rows = {} if self.context_chunk is None else {"max_length": None}
         held_out = self.eval_data is not None or self.eval_split
         told = settings_of(self.training, held_out, self.keeps_best)
         training_method(self.method).check(self)
-        training = settings.checked_training(whole_rows | told | self.training, self.method)
+        training = settings.checked_training(whole_rows | told | self.training, self.method, variant)
         settings.check_held_out(training, held_out)
-        return dataclasses.replace(self, training=training)
+        return dataclasses.replace(self, adapter=adapter, training=training)
 
     @property
     def keeps_best(self) -> bool:

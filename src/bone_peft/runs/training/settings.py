@@ -13,13 +13,14 @@ from typing import Any
 from packaging.version import Version
 
 from bone_peft.errors import BoneError
+from bone_peft.files.bases import from_pth
 from bone_peft.io.names import brief
 
 from .methods import METHODS, training_method
 
 _OLDEST = {"TRL": "1.16", "Transformers": "5.3"}  # their trainers have the places that a run goes in at
 
-# Where a run differs from what TRL does when nothing is said.
+# Where a run differs from what TRL does when nothing is said, whatever it learns (``TrainingMethod.usual``: by that).
 DEFAULTS: dict[str, Any] = {
     "bf16": False,  # the base already has `dtype`; autocast on top would only add casts
     "logging_steps": 1,
@@ -95,12 +96,16 @@ _CHOICES = {
 _OFF = ("save_strategy", "eval_strategy", "logging_strategy")  # their "no" is false in YAML
 
 
-def check_adapter(given: dict[str, Any]) -> None:
-    """Raise a BoneError if no adapter can have these options, whatever the base."""
+def checked_variant(given: dict[str, Any]) -> str:
+    """The name of the variant that an adapter with these options is of.
+
+    Raises:
+        BoneError: no adapter can have them, whatever the base.
+    """
     from bone_peft.method import BoneConfig
 
     _check_section("adapter", given, BoneConfig, _NOT_IN_ADAPTER)
-    adapter_config(given)
+    return str(adapter_config(given).variant.name)
 
 
 def adapter_config(given: dict[str, Any]) -> Any:
@@ -130,9 +135,17 @@ def config_of(method: str = "sft") -> type:
     return training_method(method).config()
 
 
-def checked_training(given: dict[str, Any], method: str = "sft") -> dict[str, Any]:
+def usual_adapter(given: dict[str, Any], base: str) -> dict[str, Any]:
+    """``given`` with what an adapter has where nothing is said: all linear layers; of an RWKV, the matrices that
+    RWKV-PEFT adapts."""
+    is_said = {"target_modules", "target_parameters"} & given.keys()
+    return given if is_said or from_pth.accepts(base) else given | {"target_modules": "all-linear"}
+
+
+def checked_training(given: dict[str, Any], method: str = "sft", variant: str = "bone") -> dict[str, Any]:
     """``given`` with a run's own defaults; every value has its setting's type, and every number its range."""
-    whole = {key: "no" if key in _OFF and value is False else value for key, value in (DEFAULTS | given).items()}
+    usual = _usual(method, variant) | given
+    whole = {key: "no" if key in _OFF and value is False else value for key, value in usual.items()}
     config = config_of(method)
     _check_method(whole, config, method)
     _check_section("training", whole, config, _NOT_IN_TRAINING)
@@ -159,9 +172,13 @@ def _names(config: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
 
 
-def usual_training(names: Iterable[str], method: str = "sft") -> dict[str, Any]:
+def _usual(method: str, variant: str) -> dict[str, Any]:
+    return DEFAULTS | training_method(method).usual(variant)
+
+
+def usual_training(names: Iterable[str], method: str = "sft", variant: str = "bone") -> dict[str, Any]:
     """What these settings are in a run whose recipe does not name them."""
-    usual = {field.name: field.default for field in dataclasses.fields(config_of(method))} | DEFAULTS
+    usual = {field.name: field.default for field in dataclasses.fields(config_of(method))} | _usual(method, variant)
     return {name: getattr(usual[name], "value", usual[name]) for name in names}
 
 

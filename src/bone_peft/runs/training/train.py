@@ -369,6 +369,8 @@ def _build_trainer(
                 "last."
             )
         trainer.try_settings()
+        if trainer.planned_steps * arguments.warmup_steps < 1:
+            arguments.warmup_steps = 0  # Transformers would make a step of it, one at a learning rate of 0
     except (BoneError, MemoryError, OutOfMemoryError):
         raise
     except Exception as error:  # here the settings meet the libraries, and each has its own way to refuse them

@@ -51,6 +51,14 @@ class TrainingMethod(ABC):
     def trainer(self) -> type[RunTrainer]:
         """The class of the training loop."""
 
+    def usual(self, variant: str) -> dict[str, Any]:
+        """Settings of TRL's class that a run has where its recipe does not name them.
+
+        Args:
+            variant: name of the adapter's.
+        """
+        return {}
+
     def options(self, recipe: Any) -> dict[str, Any]:
         """Arguments of the trainer beside those that all methods have, of a :class:`Recipe`."""
         return {}
