@@ -125,6 +125,38 @@ def test_generate_streams_and_reads_standard_input(run, chat_base):
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_a_run_is_asked_as_it_was_trained(chat_base, rows_file, tmp_path):
+    """A base with a chat template, and rows that were learned as plain text."""
+    run, held_out = tmp_path / "run", write_rows(tmp_path / "held-out.jsonl", sums(4, start=100))
+    rows = ("--fields", "query", "response", "--no-bf16")
+    plain = ("--no-chat", "--template", "Q: {prompt} A: {completion}")
+    trained = bone(
+        *("train", "--base", chat_base, "--data", rows_file, *rows, *plain, "--out", run, "--r", 8, "--steps", 2),
+        *("--lr", "1e-1"),
+    )
+    assert trained.exit_code == 0, trained.output
+
+    def loss(*form):
+        done = bone("eval", "--adapter", run, "--data", held_out, *rows, *form, "--json", tmp_path / "scores.json")
+        assert done.exit_code == 0, done.output
+        return json.loads((tmp_path / "scores.json").read_text())["scores"]["adapter"]["loss"], done.output
+
+    as_it_was, said = loss()
+    assert 'as the run wrote its rows: plain text, "Q: {prompt} A: {completion}"' in said
+    explicit, said = loss("--no-chat", "--template", "Q: {prompt} A: {completion}")
+    assert as_it_was == explicit
+    assert "as the run wrote" not in said
+    assert loss("--chat")[0] != as_it_was
+    asked = ("--no-bf16", "--max-new-tokens", 8)
+    answers = {
+        words: bone("generate", "--adapter", run / "adapter", *asked, *words).stdout
+        for words in (("1 + 2",), ("--no-chat", "Q: 1 + 2 A:"), ("--chat", "1 + 2"))
+    }
+    assert answers["1 + 2",] == answers["--no-chat", "Q: 1 + 2 A:"] != answers["--chat", "1 + 2"]
+    (run / "recipe.yaml").write_text("no run wrote this: 1\n", encoding="utf-8")
+    assert loss() == (loss("--chat")[0], loss("--chat")[1])
+
+
 @pytest.mark.parametrize("command", ["train", "eval", "merge", "generate", "demo"])
 def test_help_teaches_by_example(command):
     shown = bone(command, "--help")

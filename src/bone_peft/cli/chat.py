@@ -48,6 +48,7 @@ def chat(
     from bone_peft.costs.measure import best_device
     from bone_peft.files.adapters import base_of
     from bone_peft.files.bases import load_adapter, load_base, take_template
+    from bone_peft.runs.as_trained import as_trained
 
     model, tokenizer = load_base(
         base or base_of(adapter),
@@ -60,6 +61,8 @@ def chat(
         raise BoneError("This base's tokenizer has no chat template, so it knows no conversations: use bone generate.")
     if adapter is not None:
         model = load_adapter(model, adapter)
+        if as_trained(adapter).chat is False:
+            console().print("It was trained on plain text, not on chats: bone generate asks it as it was trained.")
     talk = Talk(model, tokenizer, adapter is not None, system, max_new_tokens, temperature)
     console().print(f"Say something, or one of {_WORDS}.", highlight=False)
     with suppress(ImportError):

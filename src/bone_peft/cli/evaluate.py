@@ -46,7 +46,9 @@ def evaluate(
     adapter: str = typer.Option(None, help="Adapter folder, or that of a run, scored on top of the base."),
     merged: str = typer.Option(None, help="Merged model folder, scored by itself."),
     fields: tuple[str, str] = typer.Option(None, metavar="PROMPT COMPLETION", help="Names of the two columns."),
-    chat: bool = typer.Option(None, "--chat/--no-chat", help="Chat messages or plain text."),
+    chat: bool = typer.Option(
+        None, "--chat/--no-chat", help="Chat messages or plain text [dim](default: as the run)[/]."
+    ),
     template: str = typer.Option(None, help="Text around the prompt, with {prompt} in it."),
     answer_after: str = typer.Option(
         None,
@@ -64,6 +66,7 @@ def evaluate(
     from bone_peft.files.adapters import base_of
     from bone_peft.io.json_text import json_text
     from bone_peft.io.whole import check_free, whole_file
+    from bone_peft.runs.as_trained import AsTrained, as_trained
     from bone_peft.runs.data import load_data, sources_in
     from bone_peft.runs.evaluation import evaluate as run
     from bone_peft.runs.evaluation import subjects_of
@@ -77,12 +80,16 @@ def evaluate(
         raise BoneError("There is nothing to score; give --base, with --adapter or without, or --merged.")
     if json_file is not None:
         check_free(json_file, _SCORES, replace=True, inputs=(*sources_in(data), base, adapter, merged))
-    screen = console()
+    screen, form = console(), AsTrained(chat, template)
+    if chat is None and template is None:
+        form = as_trained(adapter)
+        if said := str(form):
+            screen.print(said)
     with ScoringProgress(screen) as on_subject:
         scores = run(
             subjects,
             lambda tokenizer: load_data(
-                data, tokenizer=tokenizer, fields=fields, chat=chat, template=template, choices=True
+                data, tokenizer=tokenizer, fields=fields, chat=form.chat, template=form.template, choices=True
             ),
             dtype="bfloat16" if bf16 else "float32",
             trust_remote_code=trust_remote_code,

@@ -35,7 +35,7 @@ def generate(
     temperature: float = typer.Option(0.0, min=0.0, help="0 takes the most likely token each time."),
     seed: int = typer.Option(None, min=0, max=2**32 - 1, help="Of the sampling."),
     chat: bool = typer.Option(
-        None, "--chat/--no-chat", help="Chat message or plain text [dim](default: as the base)[/]."
+        None, "--chat/--no-chat", help="Chat message or plain text [dim](default: as the run, or as the base)[/]."
     ),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=TRUST),
     bf16: bool = typer.Option(True, "--bf16/--no-bf16", help="Weights in bf16 or fp32."),
@@ -56,8 +56,12 @@ def generate(
     from bone_peft.costs.measure import best_device
     from bone_peft.files.adapters import base_of
     from bone_peft.files.bases import load_adapter, load_base, take_template
+    from bone_peft.runs.as_trained import as_trained
     from bone_peft.runs.evaluation import stream_answer
 
+    if chat is None and adapter is not None:
+        form = as_trained(adapter)
+        text, chat = form.asked(text), False if form.template is not None else form.chat
     base = base or base_of(adapter)
     model, tokenizer = load_base(
         base, dtype="bfloat16" if bf16 else "float32", device=best_device(), trust_remote_code=trust_remote_code

@@ -25,6 +25,7 @@ _PLACES = {
     "early_stopping": "early_stopping",
     "fields": "fields",
     "chat": "chat",
+    "template": "template",
     "chat_template": "chat_template",
     "train_on": "train_on",
     "out": "out",

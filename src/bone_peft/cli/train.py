@@ -82,6 +82,9 @@ def train(
         help="Chat messages or plain text [dim](default: as the base)[/].",
         rich_help_panel=_MODEL,
     ),
+    template: str = typer.Option(
+        None, help="Plain text around prompt and answer: {prompt} and {completion}.", rich_help_panel=_MODEL
+    ),
     chat_template: str = typer.Option(
         None, help="For a base without one: chatml, llama3, or a file.", rich_help_panel=_MODEL
     ),
@@ -102,12 +105,16 @@ def train(
     bottleneck_dropout: float = typer.Option(None, help="Dropout of the bottleneck.", rich_help_panel=_ADAPTER),
     dropout: float = typer.Option(None, help="Dropout of Bone and Bat.", rich_help_panel=_ADAPTER),
     target_modules: str = typer.Option(
-        None, help="Names (q_proj,v_proj), a regular expression, or all-linear [dim](default)[/].", rich_help_panel=_ADAPTER
+        None,
+        help="Names (q_proj,v_proj), a regular expression, or all-linear [dim](default)[/].",
+        rich_help_panel=_ADAPTER,
     ),
     lr: float = typer.Option(None, help="Peak learning rate [dim](default: by variant)[/].", rich_help_panel=_TRAINING),
     steps: int = typer.Option(None, help="Optimizer steps (overrides epochs).", rich_help_panel=_TRAINING),
     epochs: float = typer.Option(None, help="Passes over the data [dim](default: 3)[/].", rich_help_panel=_TRAINING),
-    batch_size: int = typer.Option(None, help="Rows (packed: lines) a step and process [dim](default: 16)[/].", rich_help_panel=_TRAINING),
+    batch_size: int = typer.Option(
+        None, help="Rows (packed: lines) a step and process [dim](default: 16)[/].", rich_help_panel=_TRAINING
+    ),
     grad_accum: int = typer.Option(None, help="Batches an optimizer step.", rich_help_panel=_TRAINING),
     max_length: int = typer.Option(None, help="Longest row in tokens.", rich_help_panel=_TRAINING),
     packing: bool = typer.Option(
