@@ -10,7 +10,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bone_peft.cli.console import Screen, ScoringProgress
+from bone_peft.cli.console import ScoringProgress, Screen
 from bone_peft.io.names import printable
 from bone_peft.runs.evaluation import stream_answer
 

