@@ -334,8 +334,8 @@ def test_a_damaged_checkpoint_is_one_sentence(halfway, tmp_path, name, damage):
     [
         (
             {"adapter.init_weights": "bat", "training.lr_scheduler_type": "constant"},
-            "Bat, r 8, on 14 modules (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj); learning rate 0.01, "
-            "constant.",
+            "Bat, r 8, on 14 modules (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj); "
+            "learning rate 0.01, constant.",
         ),
         (
             {"training.warmup_steps": 2, "adapter.target_modules": ["q_proj"]},
