@@ -53,6 +53,7 @@ test-floor: $(FLOOR_READY)
 check-all: SHELL := /bin/bash -o pipefail
 check-all: $(READY)
 	$(BIN)/python -m checks.peft_suite | tee checks/last/peft_suite.txt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow | tee checks/last/slow.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.architectures --again --table docs/architectures.md
 	ALL_ARCHITECTURES=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/files/test_outline.py | tee checks/last/outline.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m checks.reach | tee checks/last/reach.txt

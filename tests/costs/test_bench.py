@@ -18,6 +18,7 @@ from ..runs.tiny import make_base, sums, write_rows
 SMALL = Setting(r=16, lora_r=8)
 
 
+@pytest.mark.slow
 def test_every_contestant_takes_a_step():
     regime = training_step.Regime("tiny", layers=1, batch=1, length=8, device="cpu", rounds=1, steps=2)
     results = training_step.measure(regime, SMALL, list(CONTESTANTS), say=lambda _: None)
@@ -64,6 +65,7 @@ def test_the_command_keeps_its_results(tmp_path):
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_whole_runs_of_both_sides(tmp_path):
     """Each in a process of its own, counted from outside: the same rows in the same steps give the same tokens."""
     base = make_base(tmp_path / "base", chat=False)

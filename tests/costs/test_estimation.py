@@ -136,6 +136,26 @@ def test_chart(tmp_path):
         write_chart(found, tmp_path / "chart.gif")
 
 
+def test_the_bars_of_memory_are_the_table(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("bone_peft.costs.estimation.chart.save_figure", lambda figure, path: drawn.append(figure))
+    found = estimate("opt-125m", length=64)
+    write_chart(found, tmp_path / "chart.svg")
+    bars = drawn[0].axes[1]
+    ends = {}
+    for names, part in zip([list(bars.get_yticklabels())] * 3, bars.containers, strict=True):
+        for name, bar in zip(names, part, strict=True):
+            ends[name.get_text()] = bar.get_x() + bar.get_width()
+            assert bar.get_width() > 0
+    assert ends == {
+        f"{cost.method}, {cost.size}": pytest.approx(cost.training_bytes / 2**30)
+        for cost in found.costs
+        if cost.refusal is None
+    }
+    write_chart(estimate("opt-125m", memory=False), tmp_path / "chart.svg")
+    assert len(drawn[1].axes) < len(drawn[0].axes)
+
+
 def test_the_command():
     result = CliRunner().invoke(app, ["estimate", "opt-125m", "--no-memory", "--json"])
     assert result.exit_code == 0

@@ -121,7 +121,7 @@ def assert_same_run(out, other):
 NEEDS = {"zero3": "deepspeed", "tp": "transformers.distributed.tensor_parallel"}
 
 
-@pytest.mark.parametrize("way", ["fsdp2-shards", "tp"])
+@pytest.mark.parametrize("way", ["fsdp2-shards", pytest.param("tp", marks=pytest.mark.slow)])
 def test_a_signal_to_one_stops_both_and_the_run_goes_on(ours, tmp_path, of_one, way):
     if way in NEEDS:
         pytest.importorskip(NEEDS[way])
@@ -141,7 +141,10 @@ def test_a_signal_to_one_stops_both_and_the_run_goes_on(ours, tmp_path, of_one, 
     assert (out / "report.html").is_file()
 
 
-@pytest.mark.parametrize(("way", "hangs"), [("zero3", False), ("fsdp2", True)], ids=["gone", "silent"])
+@pytest.mark.parametrize(
+    ("way", "hangs"),
+    [pytest.param("zero3", False, id="gone"), pytest.param("fsdp2", True, id="silent", marks=pytest.mark.slow)],
+)
 def test_without_one_process_the_other_ends_with_a_sentence(ours, tmp_path, way, hangs, of_one):
     if way in NEEDS:
         pytest.importorskip(NEEDS[way])

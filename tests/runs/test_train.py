@@ -121,6 +121,16 @@ def test_a_run_is_not_overwritten_unasked(plain_base, rows_file, tmp_path):
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() != before
 
 
+def test_a_run_of_a_version_with_other_defaults_does_not_go_on_by_these(plain_base, rows_file, tmp_path):
+    plan = recipe(plain_base, rows_file, tmp_path / "run", training__max_steps=1)
+    train(plan)
+    written = tmp_path / "run" / "recipe.yaml"
+    lines = written.read_text().splitlines(keepends=True)
+    written.write_text("".join(line for line in lines if "lr_scheduler_type" not in line))
+    with pytest.raises(BoneError, match="differs from this recipe in training"):
+        train(plan, resume=True)
+
+
 def test_a_failed_start_leaves_the_old_run_alone(plain_base, rows_file, tmp_path):
     out = tmp_path / "run"
     train(recipe(plain_base, rows_file, out))

@@ -73,7 +73,9 @@ def estimate(
         None, "--length", "--max-length", min=1, help="Tokens of a row [dim](default: 1024)[/]."
     ),
     memory: bool = typer.Option(True, "--memory/--no-memory", help="Work out training memory."),
-    chart: str = typer.Option(None, metavar="FILE", help="Draw parameters over r into an .svg, .png or .pdf file."),
+    chart: str = typer.Option(
+        None, metavar="FILE", help="Draw parameters over r, and memory, into an .svg, .png or .pdf file."
+    ),
     trust_remote_code: bool = typer.Option(None, "--trust-remote-code", help=TRUST),
     settings: Annotated[
         list[str] | None,
@@ -100,16 +102,17 @@ def estimate(
     for name in (dtype, adapter_dtype):
         if name not in _DTYPES:
             raise BoneError(f"dtype {name!r} is unknown; choose one of {', '.join(_DTYPES)}.")
-    r = recipe.adapter.get("r", 64)
+    adapter = usual_adapter(recipe.adapter, recipe.base)
+    r = adapter.get("r", 64)
     sizes = {"Bone": r, "Bat": r, "Bat, input-shared": r, "LoRA": lora_r}
     if bottleneck is not None:
         sizes["Bottleneck"] = bottleneck
     rows, tokens = _step(recipe, is_run)
     found = run(
         recipe.base,
-        target_modules=usual_adapter(recipe.adapter, recipe.base).get("target_modules"),
+        target_modules=adapter.get("target_modules"),
         sizes=sizes,
-        adapter=recipe.adapter if is_run or recipe.adapter.keys() - {"r", "target_modules"} else None,
+        adapter=adapter if is_run or adapter.keys() - {"r", "target_modules"} else None,
         dtype=getattr(torch, dtype),
         quantize=recipe.quantize,
         adapter_dtype=getattr(torch, adapter_dtype),

@@ -60,6 +60,7 @@ class Estimate:
         layers: the shape of each adapted module.
         costs: one for each method.
         settings: the Bottleneck settings that are recommended for this size of model.
+        base_bytes: of the frozen base's parameters.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Estimate:
     layers: Layers
     costs: list[Cost]
     settings: Recommended
+    base_bytes: int
 
     def curve(self, method: str, sizes: list[int]) -> list[tuple[int, int]]:
         """``(size, trainable parameters)`` where the method allows the size."""
@@ -149,7 +151,7 @@ def estimate(
     if adapter is not None:
         own = BoneConfig(**adapter)
         costs.insert(0, cost(OWN, getattr(own, own.variant.size_field), _trainable(shape, own), own))
-    return Estimate(model, parameters, layers, costs, settings)
+    return Estimate(model, parameters, layers, costs, settings, frozen)
 
 
 def _trainable(model: nn.Module, config: BoneConfig) -> int:

@@ -205,6 +205,7 @@ def arguments_of(
 
     if not torch.accelerator.is_available():
         settings = {"use_cpu": True, **settings}  # else Accelerate leaves each of several processes by itself
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, warns of what it finds else
     try:
         arguments: Any = config(
             output_dir=str(output_dir),
