@@ -145,8 +145,8 @@ def test_other_defaults_are_not_those_of_answers():
     pairs = Recipe(base="b", data="d", method="dpo").checked()
     assert not {"learning_rate", "lr_scheduler_type"} & pairs.training.keys()
     assert Recipe(base="b.pth", data="d").checked().adapter == {}
-    parameters = {"target_parameters": ["mlp.experts.down_proj"]}
-    assert Recipe(base="b", data="d", adapter=parameters).checked().adapter == parameters
+    for some in ({"target_parameters": ["mlp.experts.down_proj"]}, {"layers_to_transform": [0]}):
+        assert Recipe(base="b", data="d", adapter=some).checked().adapter == some
     assert Recipe(base="b", data="d", continue_from="runs/x").checked().adapter == {}
 
 

@@ -136,9 +136,11 @@ def config_of(method: str = "sft") -> type:
 
 
 def usual_adapter(given: dict[str, Any], base: str) -> dict[str, Any]:
-    """``given`` with what an adapter has where nothing is said: all linear layers; of an RWKV, the matrices that
-    RWKV-PEFT adapts."""
-    is_said = {"target_modules", "target_parameters"} & given.keys()
+    """``given`` with what an adapter has where nothing is said: all linear layers.
+
+    What follows the base's family stays so: the matrices of an RWKV, and what goes with names alone.
+    """
+    is_said = {"target_modules", "target_parameters", "layers_to_transform", "layers_pattern"} & given.keys()
     return given if is_said or from_pth.accepts(base) else given | {"target_modules": "all-linear"}
 
 
