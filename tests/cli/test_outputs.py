@@ -140,6 +140,7 @@ def test_a_signal_leaves_nothing_and_says_so(work, monkeypatch, capsys, name, fo
     assert contents(work) == before and not list(work.glob(".*"))
 
 
+@pytest.mark.slow
 def test_commands_are_killed():
     """Some of the long run that ``fuzz/`` documents."""
     only = ("merge --force", "convert", "convert to a file --force")

@@ -246,6 +246,7 @@ class TestCompiled:
         monkeypatch.setattr("bone_peft.runs.training.step_trainer.StepTrainer._may_record", lambda self: False)
         monkeypatch.setattr(compiled_layers, "pays", lambda *_: True)
 
+    @pytest.mark.slow
     def test_the_same_is_learned(self, plain_base, rows_file, tmp_path, plain_compiler, monkeypatch):
         compiled = []
         original = compiled_layers.compile_layers

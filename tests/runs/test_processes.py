@@ -97,6 +97,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(plain_base, rows_file, tmp_path, uninterrupted):
     out = tmp_path / "run"
     arguments = command(plain_base, rows_file, out)[3:]

@@ -143,8 +143,9 @@ def test_a_signal_to_one_stops_both_and_the_run_goes_on(ours, tmp_path, of_one, 
 
 @pytest.mark.parametrize(
     ("way", "hangs"),
-    [pytest.param("zero3", False, id="gone"), pytest.param("fsdp2", True, id="silent", marks=pytest.mark.slow)],
+    [pytest.param("zero3", False, id="gone"), pytest.param("fsdp2", True, id="silent")],
 )
+@pytest.mark.slow
 def test_without_one_process_the_other_ends_with_a_sentence(ours, tmp_path, way, hangs, of_one):
     if way in NEEDS:
         pytest.importorskip(NEEDS[way])
