@@ -50,7 +50,7 @@ def estimate(
     model: str = typer.Argument(
         None,
         metavar="[MODEL|RECIPE]",
-        help="A known name, a model folder, a hub name, a .gguf file or package:NAME; or a recipe.",
+        help="A known name, a model folder, a hub name, a .gguf or RWKV .pth file, or package:NAME; or a recipe.",
     ),
     *,
     method: str = typer.Option(None, help="sft, or dpo, whose rows are pairs.", rich_help_panel=_RECIPE),
@@ -102,7 +102,7 @@ def estimate(
     for name in (dtype, adapter_dtype):
         if name not in _DTYPES:
             raise BoneError(f"dtype {name!r} is unknown; choose one of {', '.join(_DTYPES)}.")
-    adapter = usual_adapter(recipe.adapter, recipe.base)
+    adapter = usual_adapter(recipe.adapter)
     r = adapter.get("r", 64)
     sizes = {"Bone": r, "Bat": r, "Bat, input-shared": r, "LoRA": lora_r}
     if bottleneck is not None:

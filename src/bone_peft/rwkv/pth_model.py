@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bone_peft.errors import BoneError
+from bone_peft.io.stored import StoredTensor
 from bone_peft.io.torch_file import read_torch
 from bone_peft.io.whole import whole_file
 
@@ -35,6 +36,32 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", **kwargs:
     Raises:
         BoneError: not a sound file, or neither of the two.
     """
+    stored, name, empty = _opened(path)
+    if dtype == "auto":
+        dtype = stored["emb.weight"].dtype or torch.float32
+    state = {
+        hf_name(key): hf_layout(key, tensor.read()).contiguous()
+        for key, tensor in stored.items()
+        if not _UNUSED.fullmatch(key)
+    }
+    expected = {key: tuple(tensor.shape) for key, tensor in empty.state_dict().items()}
+    _check(path, name, {key: tuple(tensor.shape) for key, tensor in state.items()}, expected)
+    model = type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=dtype, **kwargs)
+    model.name_or_path = model.config._name_or_path = str(path)
+    return model
+
+
+def empty_model(path: str | Path, dtype: torch.dtype) -> Any:
+    """The model that :func:`load_model` gives, on the meta device: of the file, shapes alone are read.
+
+    Raises:
+        BoneError: not a sound file, or neither of the two.
+    """
+    return _opened(path)[2].to(dtype).eval()
+
+
+def _opened(path: str | Path) -> tuple[Mapping[str, StoredTensor], str, Any]:
+    """The tensors of a file, the name of what it is, and such a model on the meta device."""
     stored = read_torch(path).tensors
     version = version_of(stored)
     if version not in _KINDS:
@@ -47,19 +74,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", **kwargs:
         model_class, config = kind(stored)
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise BoneError(f"{path} is no whole {name} checkpoint: {error.args[0]}.") from None
-    if dtype == "auto":
-        dtype = stored["emb.weight"].dtype or torch.float32
-    state = {
-        hf_name(key): hf_layout(key, tensor.read()).contiguous()
-        for key, tensor in stored.items()
-        if not _UNUSED.fullmatch(key)
-    }
     with torch.device("meta"):
-        expected = {key: tuple(tensor.shape) for key, tensor in model_class(config).state_dict().items()}
-    _check(path, name, {key: tuple(tensor.shape) for key, tensor in state.items()}, expected)
-    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **kwargs)
-    model.name_or_path = model.config._name_or_path = str(path)
-    return model
+        return stored, name, model_class(config)
 
 
 def save_model(model: Any, path: str | Path, *, dtype: torch.dtype | None = None) -> None:

@@ -13,12 +13,12 @@ from torch import nn
 
 from bone_peft.errors import BoneError
 from bone_peft.files.bases.load_base import QUANTIZE
-from bone_peft.files.checkpoints.outline import fused, outline, shape
+from bone_peft.files.checkpoints.outline import fused, shape
 from bone_peft.method import BoneConfig, BoneLayer, BoneModel
 
 from .memory import base_bytes, saved_bytes
 from .methods import METHODS, Layers, Method, Shape
-from .models import config_of
+from .models import empty
 from .recommended import Recommended, recommended
 
 OWN = "this recipe"
@@ -93,7 +93,7 @@ def estimate(
     """Count and add up what each method would cost. Nothing is loaded or allocated.
 
     Args:
-        model: a known name, a model folder, a hub name or a GGUF file.
+        model: a known name, a model folder, a hub name, a GGUF file or RWKV's ``.pth`` file.
         target_modules: as for ``BoneConfig``.
         sizes: ``r`` by method (for Bottleneck: its width). By default 64 for Bone and Bat, 32 for LoRA, and for
             Bottleneck what is recommended for the model's size.
@@ -110,10 +110,7 @@ def estimate(
     """
     if quantize not in QUANTIZE:
         raise BoneError(f"quantize {quantize!r} is unknown; choose one of {', '.join(QUANTIZE)}.")
-    config = config_of(model, trust_remote_code)
-    config.dtype = dtype
-    task = None if config.architectures else "CAUSAL_LM"
-    shape = outline(config, task, where=model, trust_remote_code=trust_remote_code)
+    shape: Any = empty(model, dtype, trust_remote_code=trust_remote_code)
     parameters = sum(parameter.numel() for parameter in shape.parameters())
     if not parameters:
         raise BoneError(f"{model} asks for a model without parameters: is its config damaged?")
@@ -129,7 +126,7 @@ def estimate(
     def cost(name: str, size: int, trainable: int, tuning: Any) -> Cost:
         step = saved_bytes(shape, tuning, adapter_dtype, batch, length) if memory else None
         # The backward of the loss holds the gradient of the logits twice, in float32 and in the base's type.
-        logits = batch * length * config.get_text_config().vocab_size * (4 + dtype.itemsize)
+        logits = batch * length * shape.config.get_text_config().vocab_size * (4 + dtype.itemsize)
         fixed = frozen + trainable * (2 * adapter_dtype.itemsize + 8) + logits
         return Cost(
             name,

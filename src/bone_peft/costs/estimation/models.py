@@ -1,4 +1,4 @@
-"""The config of a model by name: known here, in a folder, or on the hub."""
+"""A model by its name, known here, in a folder, in a file or on the hub: its config, and its shapes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,39 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from bone_peft.errors import BoneError
 from bone_peft.files import gguf_path
+from bone_peft.files.bases import from_pth
 from bone_peft.files.checkpoints.gguf_file import GgufCheckpoint
-from bone_peft.files.checkpoints.outline import load_config, own_config
+from bone_peft.files.checkpoints.outline import load_config, outline, own_config
 from bone_peft.files.remote_code import needed
 from bone_peft.io.json_file import read_json
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(files(__package__).joinpath("known.json").read_text())
 """Sizes of well-known models, so that an estimate needs no network."""
+
+
+def empty(model: str, dtype: torch.dtype, task_type: str | None = None, trust_remote_code: bool = False) -> nn.Module:
+    """The model without its weights, on the meta device.
+
+    Args:
+        model: as for :func:`config_of`, or RWKV's ``.pth`` file.
+        dtype: of its parameters.
+        task_type: PEFT's word for what it is loaded for; None goes by its config.
+        trust_remote_code: run the Python code that the model brings along, if it has some.
+
+    Raises:
+        BoneError: no such model, or it cannot be built.
+    """
+    if from_pth.accepts(model):
+        return from_pth.empty(model, dtype)
+    config = config_of(model, trust_remote_code)
+    config.dtype = dtype
+    task = task_type or (None if config.architectures else "CAUSAL_LM")
+    return outline(config, task, where=model, trust_remote_code=trust_remote_code)
 
 
 def config_of(model: str, trust_remote_code: bool = False) -> Any:

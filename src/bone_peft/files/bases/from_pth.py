@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bone_peft.errors import BoneError
 
 
@@ -17,6 +19,14 @@ def load(base: str, *, trust_remote_code: bool, **kwargs: Any) -> tuple[Any, Any
 
     model = load_model(base, **kwargs)
     return model, load_tokenizer(base, model.config.vocab_size)
+
+
+def empty(base: str, dtype: torch.dtype) -> Any:
+    """The model on the meta device."""
+    _check_there(base)
+    from bone_peft.rwkv.pth_model import empty_model
+
+    return empty_model(base, dtype)
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool) -> Any:

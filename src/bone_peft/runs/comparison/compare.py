@@ -147,20 +147,15 @@ def _size(base: Any, name: str, study: Study, count: int) -> int:
 
 
 def _empty(study: Study) -> Any:
-    """The base without its weights; those of folders and GGUF files are not even read."""
+    """The base without its weights, which are not even read."""
     import torch
 
-    from bone_peft.costs.estimation.models import config_of
-    from bone_peft.files.bases import from_pth, load_base
-    from bone_peft.files.checkpoints.outline import outline
+    from bone_peft.costs.estimation.models import empty
 
-    base, trust = study.recipe.base, study.recipe.trust_remote_code
-    if from_pth.accepts(base):
-        model, _ = load_base(base, dtype="bfloat16")
-        return model.to(torch.device("meta"))
+    base = study.recipe.base
     folder = expanded(base)
     where = str(folder.absolute()) if folder.is_dir() else base
-    return outline(config_of(where, trust), "CAUSAL_LM", where=where, trust_remote_code=trust)
+    return empty(where, torch.bfloat16, "CAUSAL_LM", study.recipe.trust_remote_code)
 
 
 def _results(study: Study, runs: Path) -> dict[Trial, Any]:

@@ -115,7 +115,7 @@ def first_recipe(
             *(["trust_remote_code: true"] if trust_remote_code else []),
             "",
             "adapter:",
-            *_lines(_adapter(base), _OF_THE_ADAPTER, "  ", _reach(base, trust_remote_code)),
+            *_lines(_adapter(), _OF_THE_ADAPTER, "  ", _reach(base, trust_remote_code)),
             *_others(BoneConfig, {*_OF_THE_ADAPTER, *(field.name for field in dataclasses.fields(PeftConfig))}, "  "),
             "",
             "training:",
@@ -135,9 +135,9 @@ def _can_be_split(rows: Any, seed: int) -> bool:
     return True
 
 
-def _adapter(base: str) -> dict[str, Any]:
+def _adapter() -> dict[str, Any]:
     usual = BoneConfig()
-    return {key: getattr(usual, key) for key in _OF_THE_ADAPTER} | settings.usual_adapter({}, base)
+    return {key: getattr(usual, key) for key in _OF_THE_ADAPTER} | settings.usual_adapter({})
 
 
 def _reach(base: str, trust_remote_code: bool) -> str:

@@ -142,7 +142,7 @@ class Recipe:
                 f"{self.continue_from} brings the options of its adapter along: leave out "
                 f"{', '.join(f'adapter.{key}' for key in self.adapter)}."
             )
-        adapter = self.adapter if self.continue_from is not None else settings.usual_adapter(self.adapter, self.base)
+        adapter = self.adapter if self.continue_from is not None else settings.usual_adapter(self.adapter)
         variant = settings.checked_variant(adapter)
         check_names(self.log)
         whole_rows = {} if self.context_chunk is None else {"max_length": None}

@@ -13,7 +13,6 @@ from typing import Any
 from packaging.version import Version
 
 from bone_peft.errors import BoneError
-from bone_peft.files.bases import from_pth
 from bone_peft.io.names import brief
 
 from .methods import METHODS, training_method
@@ -135,13 +134,13 @@ def config_of(method: str = "sft") -> type:
     return training_method(method).config()
 
 
-def usual_adapter(given: dict[str, Any], base: str) -> dict[str, Any]:
+def usual_adapter(given: dict[str, Any]) -> dict[str, Any]:
     """``given`` with what an adapter has where nothing is said: all linear layers.
 
-    What follows the base's family stays so: the matrices of an RWKV, and what goes with names alone.
+    What goes with names alone (``layers_to_transform``) is left with those of the base's family.
     """
     is_said = {"target_modules", "target_parameters", "layers_to_transform", "layers_pattern"} & given.keys()
-    return given if is_said or from_pth.accepts(base) else given | {"target_modules": "all-linear"}
+    return given if is_said else given | {"target_modules": "all-linear"}
 
 
 def checked_training(given: dict[str, Any], method: str = "sft", variant: str = "bone") -> dict[str, Any]:
