@@ -9,6 +9,7 @@ FOLDER = Path(__file__).parent / "pictures"
 ROWS, COLUMNS, SIDE = 3, 4, 48
 WIDE, HIGH = COLUMNS * SIDE, ROWS * SIDE
 TOP, LEFT = 74, 40
+_RIGHT = LEFT + WIDE + 110
 _INK, _FAINT, _CARD, _FROZEN, _EDGE = "#1f2933", "#52606d", "#f7f9fb", "#d9e0e7", "#ffffff"
 _NEW = "W\N{PRIME}"
 _TRAINED = ("#7fb3e6", "#f2b872", "#8ccf9f", "#c9a4e0")
@@ -65,27 +66,14 @@ def bone() -> str:
 
 
 def bat() -> str:
-    x = LEFT + WIDE + 110
-    blocks = [box(x - SIDE - 20, TOP + o * SIDE, SIDE, SIDE, _TRAINED[o], f"B_{o + 1}") for o in range(ROWS)]
-    cells = grid(x, TOP, [[_TRAINED[o]] * COLUMNS for o in range(ROWS)], _NEW)
-    return (
-        _weight_in_blocks()
-        + "".join(blocks)
-        + cells
-        + words(x + WIDE / 2, TOP + HIGH + 17, "a block for each row", 12, True)
-    )
+    blocks = [box(_RIGHT - SIDE - 20, TOP + o * SIDE, SIDE, SIDE, _TRAINED[o], f"B_{o + 1}") for o in range(ROWS)]
+    return _new_in_blocks(blocks, [[_TRAINED[o]] * COLUMNS for o in range(ROWS)], "a block for each row")
 
 
 def bat_input() -> str:
-    x = LEFT + WIDE + 110
-    blocks = [box(x + i * SIDE, TOP - 22 - SIDE + 4, SIDE, SIDE, _TRAINED[i], f"D_{i + 1}") for i in range(COLUMNS)]
-    cells = grid(x, TOP, [_TRAINED[:COLUMNS]] * ROWS, _NEW)
-    return (
-        _weight_in_blocks()
-        + "".join(blocks)
-        + cells
-        + words(x + WIDE / 2, TOP + HIGH + 17, "a block for each column", 12, True)
-    )
+    places = [(_RIGHT + i * SIDE, TOP - 22 - SIDE + 4) for i in range(COLUMNS)]
+    blocks = [box(*place, SIDE, SIDE, _TRAINED[i], f"D_{i + 1}") for i, place in enumerate(places)]
+    return _new_in_blocks(blocks, [_TRAINED[:COLUMNS]] * ROWS, "a block for each column")
 
 
 def bottleneck() -> str:
@@ -96,9 +84,12 @@ def bottleneck() -> str:
     return frozen() + signs + up + down
 
 
-def _weight_in_blocks() -> str:
+def _new_in_blocks(blocks: Iterable[str], fills: Iterable[Iterable[str]], text: str) -> str:
+    """The weight in blocks, what is trained, and the new weight in the colours of it."""
+    weight = grid(LEFT, TOP, [[_FROZEN] * COLUMNS] * ROWS, "W") + sides(LEFT, TOP, WIDE, HIGH, "out", "in")
     arrow = words(LEFT + WIDE + 22, TOP + HIGH / 2 + 8, "→", 22)
-    return grid(LEFT, TOP, [[_FROZEN] * COLUMNS] * ROWS, "W") + sides(LEFT, TOP, WIDE, HIGH, "out", "in") + arrow
+    below = words(_RIGHT + WIDE / 2, TOP + HIGH + 17, text, 12, True)
+    return weight + arrow + "".join(blocks) + grid(_RIGHT, TOP, fills, _NEW) + below
 
 
 DRAWN = {

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, MissConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from bone_peft import BoneConfig
+from bone_peft import BoneConfig, convert, load_base
 from bone_peft.runs.training import Recipe, train
 
 from ..models import SMALL
@@ -54,6 +54,28 @@ def _rows(question: str, answer: str, numbers: range) -> Callable[[Path], object
     return lambda path: write_rows(path, [{question: f"{i} + {i}", answer: str(2 * i)} for i in numbers])
 
 
+def _rwkv(path: Path) -> None:
+    from bone_peft.rwkv.fresh import fresh_model
+    from bone_peft.rwkv.pth_model import save_model
+
+    save_model(fresh_model(WIDTH, 2, 65536), path, dtype=torch.bfloat16)
+
+
+def _of_rwkv(to: str, **names: bool) -> Callable[[Path], None]:
+    """An adapter for ``model.pth`` in another program's form."""
+
+    def write(path: Path) -> None:
+        model, _ = load_base("model.pth")
+        adapted = get_peft_model(model, BoneConfig(r=8, init_weights=False, task_type="CAUSAL_LM"))
+        convert(adapted, to, path, **names)
+
+    return write
+
+
+def _texts(path: Path) -> object:
+    return write_rows(path, [{"text": f"{i} and {i} are {2 * i}. " * 3} for i in range(20)])
+
+
 def _run(folder: Path) -> None:
     options = {"r": 8, "target_modules": ["q_proj", "v_proj"]}
     train(Recipe(base="llama", data="rows.jsonl", out=str(folder), adapter=options, training={"max_steps": 1}))
@@ -70,6 +92,12 @@ FILES: dict[str, Callable[[Path], object]] = {
     "adapters/polite": _adapter(BoneConfig),
     "adapters/short": _adapter(BoneConfig),
     "runs/mine": _run,
+    "model.pth": _rwkv,
+    "data.jsonl": _texts,
+    "books.jsonl": _texts,
+    "test.jsonl": _rows("prompt", "completion", range(20, 23)),
+    "rwkv-0.pth": _of_rwkv("rwkv"),
+    "out-adapter": _of_rwkv("miss", rwkv_names=True),
 }
 """What is in the reader's folder before a page is read from its top."""
 

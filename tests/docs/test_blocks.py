@@ -5,11 +5,13 @@ number of steps that a run takes is ours.
 """
 
 import builtins
+import os
 import re
 import shlex
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import huggingface_hub
 import pytest
@@ -27,12 +29,8 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
 )
-ELSEWHERE = {
-    "docs/accuracy.md": "a study is many runs: tests/runs/test_comparison.py",
-    "docs/architectures.md": "checks/architectures writes it",
-    "docs/coming-from-rwkv-peft.md": "another program's commands beside ours: tests/rwkv",
-}
-NEEDS = {"gym:": "reasoning_gym", "quantize": "bitsandbytes"}
+ELSEWHERE = {"docs/architectures.md": "checks/architectures writes it"}
+NEEDS = {"gym:": "reasoning_gym", "quantize": "bitsandbytes", ".pth": "rwkv7_hf", "rwkv.model": "rwkv"}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +56,8 @@ def reader(hub, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "arguments_of", two_steps)
     monkeypatch.setattr("bone_peft.runs.training.finish._TOKENS", 8)
+    with patch.dict(os.environ):  # what a page sets is its own
+        yield
 
 
 def run_shell(text: str, where: str) -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 _AHEAD = 10  # steps that may be queued before their numbers are looked at
 
 
-class RunTrainer(Trainer):
+class RunTrainer(Trainer, ABC):
     """One run's training loop, whatever is learned: a mixin before one of TRL's trainers.
 
     Attributes:
@@ -105,9 +106,9 @@ class RunTrainer(Trainer):
         for index in itertools.count(1):
             yield from (f"{self.row} {index}{part}" for part in self.parts)
 
+    @abstractmethod
     def bytes_of_a_step(self) -> int:
         """What the longest batch keeps for backward, if nothing is computed again."""
-        raise NotImplementedError
 
     def seconds_of_a_batch(self) -> float:
         """Of forward and backward, by trying two; nothing is learned."""
