@@ -40,3 +40,26 @@ def short_samples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bone_peft.runs.training.finish._TOKENS", 8)
         yield
+
+
+@pytest.fixture
+def study_content(plain_base, tmp_path):
+    """A study of two methods in a few steps, as YAML has it."""
+    rows, test = (
+        str(write_rows(tmp_path / f"{n}.jsonl", sums(12, start))) for n, start in (("train", 0), ("test", 40))
+    )
+    return {
+        "base": plain_base,
+        "data": rows,
+        "eval_data": test,
+        "fields": ["query", "response"],
+        "dtype": "float32",
+        "methods": {"bat": [0.01], "lora": [0.01, 0.02]},
+        "seeds": 2,
+        "widen": 1,
+        "r": 8,
+        "answers": 3,
+        "timed_steps": 8,
+        "training": {"max_steps": 4, "per_device_train_batch_size": 4, "gradient_checkpointing": False},
+        "out": str(tmp_path / "study"),
+    }
