@@ -190,7 +190,7 @@ def _theirs(checkout: Path, command: list[str], folder: Path, tokens: int) -> di
     if done.returncode or not log.is_file():
         return {"failed": [line[:300] for line in said[-12:]]}
     steps = [json.loads(line) for line in log.read_text().splitlines()]
-    rates = [1e3 * step["kt_s"] for step in steps[len(steps) // 8 :]]
+    rates = [1e3 * step["kt_s"] for step in steps[max(1, len(steps) // 8) :]]
     peak = next((int(line[len(_PEAK) :]) for line in said if line.startswith(_PEAK)), None)
     log.unlink()
     return {

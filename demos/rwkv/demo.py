@@ -105,7 +105,7 @@ def adapt(recipe: Recipe, version: str, console: Console) -> dict[str, str]:
         lambda tokenizer: load_data(str(recipe.eval_data), tokenizer=tokenizer, chat=False),
         dtype="float32",
     )
-    theirs, merged = out / "rwkv-peft.pth", out / "merged.pth"
+    theirs, merged = (out.with_name(f"{out.name}-{what}.pth") for what in ("rwkv-peft", "merged"))
     convert(result.adapter, "rwkv", theirs, force=True)
     merge(recipe.base, theirs, merged, force=True)
 

@@ -26,6 +26,7 @@ from bone_peft.runs.comparison.compare import _size
 from bone_peft.runs.comparison.compared import METHODS
 from bone_peft.runs.comparison.equal_size import nearest_size, parameters
 from bone_peft.runs.comparison.search import Trial, wanted
+from bone_peft.runs.comparison.study import names
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -310,7 +311,7 @@ def test_studies_that_are_shown_are_read(told):
     assert {"bat", "lora"} <= set(study.methods)
 
 
-@pytest.mark.parametrize("name", ["sums", "gsm-symbolic"])
+@pytest.mark.parametrize("name", names())
 def test_shipped_studies_are_whole(name):
     study = Study.load(name, {"out": "elsewhere"})
     assert study.out == "elsewhere" and study.recipe.checked()

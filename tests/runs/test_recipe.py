@@ -143,12 +143,12 @@ def test_learning_rates_are_between_those_that_did_best_in_the_studies():
     for variant in ("bone", "bat"):
         lines = [
             line
-            for study in ("sums", "gsm-symbolic")
+            for study in ("sums", "gsm-symbolic", "gsm8k")
             for line in json.loads((studies / f"study-{study}.json").read_text())["summary"]
             if line["method"] == variant
         ]
         best = [line["rate"] for line in lines]
-        assert len(best) == 2 and min(best) < Sft().usual(variant)["learning_rate"] < max(best)
+        assert len(best) == 3 and min(best) < Sft().usual(variant)["learning_rate"] < max(best)
 
 
 def test_other_defaults_are_not_those_of_answers():

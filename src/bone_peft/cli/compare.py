@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 _HELP = """Which method learns your task best: methods x learning rates x seeds, at equal parameter counts.
 
-STUDY is a YAML file, or the name of one that ships with the package: sums (minutes on two cores), gsm-symbolic.
+STUDY is a YAML file, or the name of one that ships with the package: sums (minutes on two cores), and for a GPU
+gsm-symbolic, gsm8k and letter-jumble.
 Methods: bone, bat, bat-input, bottleneck, and of PEFT lora, rslora, dora, pissa, miss, lily, hira; full trains the
 whole model. Each is trained as `bone train` trains. The learning rates of the study are tried first, then further
 ones while the best is at an end, then the best with other seeds. Runs that are done are kept: start it again to go on.
