@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RWKV := x070
+RWKV ?= x070
 FLOOR := .venv-floor
 FLOOR_READY := $(FLOOR)/.ready
 

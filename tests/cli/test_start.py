@@ -75,3 +75,18 @@ def test_no_library_draws_a_bar_of_its_own():
         "assert not out.getvalue(), out.getvalue()\n"
     )
     assert "tqdm" in loaded(code)
+
+
+def test_deepspeed_says_no_more_than_its_errors():
+    code = (
+        "import io, logging\n"
+        "from bone_peft.cli.process import quiet\n"
+        "quiet()\n"
+        "out, logger = io.StringIO(), logging.getLogger('DeepSpeed')\n"
+        "logger.addHandler(logging.StreamHandler(out))\n"
+        "logger.setLevel(logging.WARNING)  # as its import does\n"
+        "logger.warning('no GPU')\n"
+        "logger.error('broken')\n"
+        "assert out.getvalue() == 'broken\\n', out.getvalue()\n"
+    )
+    assert "logging" in loaded(code)

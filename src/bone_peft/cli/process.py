@@ -49,6 +49,10 @@ def cleaning_up_when_terminated() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def quiet() -> None:
     """Hush the libraries: their progress bars and advice would bury ours."""
     for name, value in {
@@ -62,6 +66,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Its level is set anew when it is imported.
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     if "transformers" in sys.modules:  # too late for its environment variables
         from transformers import modeling_gguf_pytorch_utils as gguf
         from transformers.utils.logging import disable_progress_bar
