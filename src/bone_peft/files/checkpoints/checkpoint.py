@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, lcm, prod
+from math import isfinite, lcm
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -73,20 +73,25 @@ class Held:
         return self.tensor[start:stop].clone()
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Rows of a tensor that are still to be computed, and the bytes that they will take."""
-
-    nbytes: int
-    make: Callable[[], Tensor]
+Piece = Callable[[], Tensor]
+"""Rows of a tensor that are still to be computed."""
 
 
 def in_parallel(tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
-    """The results of ``tasks`` in their order. Each core runs one, and they are a little ahead of what is taken."""
+    """The results of ``tasks`` in their order. Each core runs one, and they are a little ahead of what is taken.
+
+    This thread is one of them while the next result is not there; else it is for who takes the results.
+    """
+    others = max(_CORES - 1, 1)
     coming: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(_CORES) as cores:
+    with ThreadPoolExecutor(others) as pool:
         for task in tasks:
-            coming.append(cores.submit(task))
+            if len(coming) >= others and not coming[0].done():
+                own: Future[R] = Future()
+                own.set_result(task())
+                coming.append(own)
+            else:
+                coming.append(pool.submit(task))
             if len(coming) > _CORES:
                 yield coming.popleft().result()
         while coming:
@@ -123,14 +128,13 @@ class Edit:
             )
         rows = stored.shape[0] if stored.shape else 1
         step = rows if self.transposed or len(stored.shape) != 2 else self._step(stored.shape[1])
-        row = prod(stored.shape[1:]) * (stored.dtype or torch.float32).itemsize
         for start in range(0, rows, step):
             span = start, min(start + step, rows)
-            yield Piece((span[1] - start) * row, partial(self._piece, stored, span, step >= rows))
+            yield partial(self._piece, stored, span, step >= rows)
 
     def whole(self, stored: Readable) -> Tensor:
         """The new weight in one piece."""
-        pieces = list(in_parallel(piece.make for piece in self.pieces(stored)))
+        pieces = list(in_parallel(self.pieces(stored)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     @torch.no_grad()

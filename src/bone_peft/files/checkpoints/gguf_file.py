@@ -28,7 +28,7 @@ from . import outline
 from .bounded import bounded
 from .checkpoint import Edit, Held, Progress, Readable
 from .experts_edit import ExpertsEdit
-from .rewrite import sync, write_pieces
+from .rewrite import sent_meanwhile, write_pieces
 from .ties import parted, with_ties
 
 # Transformers takes its own defaults for them.
@@ -238,14 +238,13 @@ class GgufCheckpoint:
 
         shards = _shards(tensors)
         for file, names in shards.items():
-            with open(out / file, "wb") as target:
+            with open(out / file, "wb") as target, sent_meanwhile(target, wrote) as wrote_some:
                 entries = {name: (self.dtype, tensors[name].shape) for name in names}
                 target.write(header_bytes(entries, {"format": "pt"}))
                 for name in names:
                     unchanged = Edit(name=name)
                     edit = unchanged if name in added else edits.get(name, unchanged)
-                    write_pieces(target, edit.pieces(Held(tensors[name].read())), wrote)
-                sync(target)
+                    write_pieces(target, edit.pieces(Held(tensors[name].read())), wrote_some)
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}

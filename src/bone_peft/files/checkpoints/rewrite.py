@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -23,6 +24,9 @@ from .checkpoint import Edit, Held, Piece, in_parallel
 # find large pages for them first.
 _BLOCK = 256 * 2**10
 
+# Bytes after which the disk is to begin.
+_SENT = 128 * 2**20
+
 Added = Mapping[str, Tensor]
 
 
@@ -38,7 +42,7 @@ def rewrite_safetensors(
         added: tensors that the file did not have.
         wrote: called with the number of bytes of each piece written.
     """
-    with open(source.path, "rb") as old, open(out, "wb") as new:
+    with open(source.path, "rb") as old, open(out, "wb") as new, sent_meanwhile(new, wrote) as sent:
         if added:
             known = {name: (t.dtype, t.shape) for name, t in source.tensors.items() if t.dtype is not None}
             new.write(header_bytes(known | {n: (t.dtype, tuple(t.shape)) for n, t in added.items()}, source.metadata))
@@ -46,13 +50,12 @@ def rewrite_safetensors(
             new.write(old.read(source.data_start))
         for name, stored in source.tensors.items():
             if name in edits:
-                write_pieces(new, edits[name].pieces(stored), wrote)
+                write_pieces(new, edits[name].pieces(stored), sent)
             else:
                 for block in _blocks(old, stored.offset, stored.nbytes):
-                    _write(new, block, wrote)
+                    _write(new, block, sent)
         for tensor in added.values():
-            _write(new, _memory(tensor), wrote)
-        sync(new)
+            _write(new, _memory(tensor), sent)
 
 
 def rewrite_torch(source: TorchFile, out: Path, edits: Mapping[str, Edit], wrote: Callable[[int], None]) -> None:
@@ -64,29 +67,59 @@ def rewrite_torch(source: TorchFile, out: Path, edits: Mapping[str, Edit], wrote
         edits: by the name in the file. A record that an edit touches is held in memory while it is written.
         wrote: called with the number of bytes of each piece written.
     """
-    with open(source.path, "rb") as old, zipfile.ZipFile(source.path) as archive, open(out, "wb") as new:
-        with zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as written:
-            for entry in archive.infolist():
-                if entry.filename.endswith("/.format_version"):
-                    # It lets torch reckon where records lie, by the habits of its own writer.
-                    continue
-                start = record_start(old, entry)
-                inside = {
-                    name: stored
-                    for name, stored in source.tensors.items()
-                    if start <= stored.offset < start + entry.file_size
-                }
-                info = zipfile.ZipInfo(entry.filename)
-                info.file_size = entry.file_size
-                # torch maps records of 64-byte alignment, and fills up with an extra field as we do here.
-                info.extra = _padding(new.tell() + 30 + len(entry.filename.encode()) + _zip64(entry))
-                with written.open(info, "w") as record:
-                    if not edits.keys().isdisjoint(inside):
-                        _write(record, _edited_record(old, start, entry.file_size, inside, edits), wrote)
-                    else:
-                        for block in _blocks(old, start, entry.file_size):
-                            _write(record, block, wrote)
-        sync(new)
+    with (
+        open(source.path, "rb") as old,
+        zipfile.ZipFile(source.path) as archive,
+        open(out, "wb") as new,
+        sent_meanwhile(new, wrote) as sent,
+        zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as written,
+    ):
+        for entry in archive.infolist():
+            if entry.filename.endswith("/.format_version"):
+                # It lets torch reckon where records lie, by the habits of its own writer.
+                continue
+            start = record_start(old, entry)
+            inside = {
+                name: stored
+                for name, stored in source.tensors.items()
+                if start <= stored.offset < start + entry.file_size
+            }
+            info = zipfile.ZipInfo(entry.filename)
+            info.file_size = entry.file_size
+            # torch maps records of 64-byte alignment, and fills up with an extra field as we do here.
+            info.extra = _padding(new.tell() + 30 + len(entry.filename.encode()) + _zip64(entry))
+            with written.open(info, "w") as record:
+                if not edits.keys().isdisjoint(inside):
+                    _write(record, _edited_record(old, start, entry.file_size, inside, edits), sent)
+                else:
+                    for block in _blocks(old, start, entry.file_size):
+                        _write(record, block, sent)
+
+
+@contextmanager
+def sent_meanwhile(file: BinaryIO, wrote: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """Have the disk take what is written while more is computed; at the end it has all of it.
+
+    Yields:
+        what is to be called in the place of ``wrote``.
+    """
+    with ThreadPoolExecutor(1) as disk:
+        last: Future[None] | None = None
+        waiting = 0
+
+        def send(count: int) -> None:
+            nonlocal last, waiting
+            wrote(count)
+            waiting += count
+            if waiting >= _SENT and (last is None or last.done()):
+                if last is not None:
+                    last.result()
+                last, waiting = disk.submit(getattr(os, "fdatasync", os.fsync), file.fileno()), 0
+
+        yield send
+        if last is not None:
+            last.result()  # a full or broken disk is told once
+    sync(file)
 
 
 def write_torch(out: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int], None]) -> None:
@@ -98,33 +131,12 @@ def write_torch(out: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int],
 
 
 def write_pieces(file: BinaryIO, pieces: Iterable[Piece], wrote: Callable[[int], None]) -> None:
-    """Write tensors, row-major, one after the other. Who has computed a piece puts it in its place."""
-    if not hasattr(os, "pwrite"):  # Not on Windows.
-        for tensor in in_parallel(piece.make for piece in pieces):
-            _write(file, _memory(tensor), wrote)
-        return
-    file.flush()
-    end = file.tell()
+    """Write tensors, row-major, one after the other.
 
-    def tasks() -> Iterator[Callable[[], int]]:
-        nonlocal end
-        for piece in pieces:
-            end += piece.nbytes
-            yield partial(_put, file.fileno(), piece, end - piece.nbytes)
-
-    for nbytes in in_parallel(tasks()):
-        wrote(nbytes)
-    file.seek(end)
-
-
-def _put(file: int, piece: Piece, at: int) -> int:
-    data = _memory(piece.make())
-    if len(data) != piece.nbytes:
-        raise AssertionError(f"a piece has {len(data)} bytes, not {piece.nbytes}")
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done : done + _BLOCK], at + done)
-    return done
+    One thread writes: two would wait for each other at the file, in the kernel, and burn a core over it.
+    """
+    for tensor in in_parallel(pieces):
+        _write(file, _memory(tensor), wrote)
 
 
 def _memory(tensor: Tensor) -> memoryview:
