@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ _MERGE = ["merge", "--base", "base", "--adapter", "adapter", "--out", "out"]
 _CONVERT = ["convert", "adapter", "--to", "lora", "--base", "base", "--out", "out"]
 _FILE = ["convert", "rwkv.pth", "--to", "rwkv", "--out", "out.pth"]
 _RESUME = ["train", "--resume", "--out", "out"]
+
+_PASSING = re.compile(rb"/[^\s\"']*/(?:templates/[^/\n]+|scratch/work)(?=/)|(?<=Tokens per second \| )[\d,]+")
+"""Adapters say where their base and their rows were, and how fast the run was."""
 
 Files = dict[str, bytes]
 Run = Callable[[list[str], Path], Any]
@@ -202,10 +206,11 @@ def _half(trained: Path, place: Path) -> None:
 
 
 def files(place: Path) -> Files:
-    """The contents of a file, or of all files in a folder, by path."""
+    """The contents of a file, or of all files in a folder, by path, but for what differs each time."""
     if place.is_file():
-        return {"": place.read_bytes()}
-    return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        return {"": _PASSING.sub(b".", place.read_bytes())}
+    paths = (path for path in place.rglob("*") if path.is_file())
+    return {path.relative_to(place).as_posix(): _PASSING.sub(b".", path.read_bytes()) for path in paths}
 
 
 def differences(found: Files, wanted: Files) -> list[str]:
