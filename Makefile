@@ -12,7 +12,7 @@ FLOOR_READY := $(FLOOR)/.ready
 help:
 	@echo "make demo   fine-tune SmolLM2-135M with Bone, merge it, and talk to it (four to five minutes on two cores)"
 	@echo "make demo-rwkv  the same for an RWKV-7 that it trains from scratch, and RWKV's own client (three minutes);"
-	@echo "                RWKV=x060 for an RWKV-6"
+	@echo "                RWKV=x060 for an RWKV-6, which takes longer"
 	@echo "make test   run the test suite"
 	@echo "make test-floor  run the tests of the method and of conversion with the oldest PEFT and Transformers that are supported"
 	@echo "make check-all  before a release: PEFT's own tests, every architecture of Transformers, damaged files, kills (an hour)"

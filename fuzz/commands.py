@@ -32,8 +32,11 @@ _CONVERT = ["convert", "adapter", "--to", "lora", "--base", "base", "--out", "ou
 _FILE = ["convert", "rwkv.pth", "--to", "rwkv", "--out", "out.pth"]
 _RESUME = ["train", "--resume", "--out", "out"]
 
-_PASSING = re.compile(rb"/[^\s\"']*/(?:templates/[^/\n]+|scratch/work)(?=/)|(?<=Tokens per second \| )[\d,]+")
-"""Adapters say where their base and their rows were, and how fast the run was."""
+_PASSING = re.compile(
+    rb"(?<=/)[^\s\"']*/(templates/[^/\n]+|scratch/work)(?=/)"
+    rb"|\n\| (Peak memory|Tokens per second|Training time) .*"
+)
+"""Adapters say where their base and their rows were, and what this part of the run took."""
 
 Files = dict[str, bytes]
 Run = Callable[[list[str], Path], Any]
@@ -208,9 +211,9 @@ def _half(trained: Path, place: Path) -> None:
 def files(place: Path) -> Files:
     """The contents of a file, or of all files in a folder, by path, but for what differs each time."""
     if place.is_file():
-        return {"": _PASSING.sub(b".", place.read_bytes())}
+        return {"": _PASSING.sub(b"", place.read_bytes())}
     paths = (path for path in place.rglob("*") if path.is_file())
-    return {path.relative_to(place).as_posix(): _PASSING.sub(b".", path.read_bytes()) for path in paths}
+    return {path.relative_to(place).as_posix(): _PASSING.sub(b"", path.read_bytes()) for path in paths}
 
 
 def differences(found: Files, wanted: Files) -> list[str]:

@@ -36,10 +36,19 @@ class Size:
     low_rank: dict[str, int] = field(default_factory=dict)
 
 
-_SMALL = (256, 4, 3328, 200, 240, 16, 64)
 SMALL = {
-    "x070": Size(fresh_x070, *_SMALL, {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64}),
-    "x060": Size(fresh_x060, *_SMALL, {"decay_low_rank_dim": 32, "mix_low_rank_dim": 16}),
+    "x070": Size(
+        fresh_x070,
+        256,
+        4,
+        3328,
+        200,
+        240,
+        16,
+        64,
+        {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64},
+    ),
+    "x060": Size(fresh_x060, 256, 4, 3328, 250, 300, 16, 64, {"decay_low_rank_dim": 32, "mix_low_rank_dim": 16}),
 }
 WORLD_01B = Size(fresh_x070, 768, 12, 65536, 40, 40, 4, 8)
 """The architecture of RWKV-7 World 0.1B: far too large to learn much in minutes on a CPU."""

@@ -162,6 +162,23 @@ def test_the_old_run_stays_until_the_first_checkpoint(plain_base, rows_file, out
     assert contents(out.parent) == before
 
 
+def test_a_failure_before_the_first_checkpoint_is_not_in_the_way(plain_base, rows_file, tmp_path, at_step):
+    out = tmp_path / "run"
+
+    def fill_the_disk():
+        # TRL's card of a checkpoint comes before the checkpoint's own folder.
+        (out / "checkpoints").mkdir(exist_ok=True)
+        (out / "checkpoints" / "README.md").write_text("")
+        fail()
+
+    troubles = [fill_the_disk]
+    at_step(1, lambda: troubles and troubles.pop()())
+    with pytest.raises(BoneError, match="It failed"):
+        train(recipe(plain_base, rows_file, out, **SAVING))
+    assert not out.exists() or not list(out.iterdir())
+    assert train(recipe(plain_base, rows_file, out, **SAVING)).adapter
+
+
 def test_after_the_first_checkpoint_the_new_run_is_there_and_goes_on(plain_base, rows_file, out, at_step, monkeypatch):
     plan = recipe(plain_base, rows_file, out, seed=1, adapter__bone_dropout=0.1, **SAVING)
     with monkeypatch.context():

@@ -162,7 +162,7 @@ class RunFolder:
     def _forget(self) -> None:
         """A run that failed before anything of it was whole is not in the way of the next try."""
         if self._begun and not self._checkpoint_folders() and not self.adapter.exists():
-            for path in (self.recipe, self.tensorboard, self.root / MANIFEST):
+            for path in (self.recipe, self.tensorboard, self.checkpoints / "README.md", self.root / MANIFEST):
                 remove(path)
 
     def recover(self) -> None:
