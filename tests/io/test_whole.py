@@ -197,6 +197,18 @@ def test_a_kill_after_the_name_was_taken(tmp_path, monkeypatch, write):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("write", [whole_file, whole_folder])
+def test_a_signal_as_soon_as_there_is_something(tmp_path, monkeypatch, write):
+    def stopped(path):
+        assert path.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bone_peft.io.whole.locked", stopped)
+    with pytest.raises(KeyboardInterrupt), write(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     dead, living = tmp_path / ".out.00c0ffee.partial", tmp_path / ".out.0badcafe.partial"
     others = [tmp_path / name for name in (".out.other.partial", ".out.2.00c0ffee.partial", "out.00c0ffee.partial")]

@@ -149,13 +149,14 @@ def _beside(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     with ExitStack() as held:
         while True:
             staging = aside(place, "partial")
+            held.callback(remove, staging)  # a signal may come as soon as it is there
             make(staging)
             try:
                 held.enter_context(locked(staging))
                 break
             except (BusyError, FileNotFoundError):  # somebody tidied up before it was locked
                 continue
-        held.callback(remove, staging)
+        held.callback(remove, staging)  # while it is locked
         yield staging
 
 
