@@ -259,6 +259,7 @@ class TestStudy:
             compare(Study.of({**study_content, "training": {"max_stepz": 3}}))
         assert not started and not (tmp_path / "study").exists()
 
+    @pytest.mark.slow
     def test_a_run_is_a_process_of_its_own(self, study_content):
         study = Study.of(study_content)
         found = workers.Workers(study, {"bat": 8}, 1).run("learn", Trial("bat", 0.01, 0))

@@ -64,6 +64,7 @@ def signalled(arguments, name, step):
     return run([sys.executable, "-c", AT_STEP.format(name=name, step=step), *arguments[3:]])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_kill_9_loses_no_more_than_a_checkpoint(plain_base, rows_file, tmp_path, uninterrupted):
     out = tmp_path / "run"
     stopped = signalled(command(plain_base, rows_file, out), "SIGINT", 2)
