@@ -209,16 +209,16 @@ def _half(trained: Path, place: Path) -> None:
 
 
 def files(place: Path) -> Files:
-    """The contents of a file, or of all files in a folder, by path, but for what differs each time."""
+    """The contents of a file, or of all files in a folder, by path."""
     if place.is_file():
-        return {"": _PASSING.sub(b"", place.read_bytes())}
-    paths = (path for path in place.rglob("*") if path.is_file())
-    return {path.relative_to(place).as_posix(): _PASSING.sub(b"", path.read_bytes()) for path in paths}
+        return {"": place.read_bytes()}
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
 def differences(found: Files, wanted: Files) -> list[str]:
-    """What two folders differ in."""
-    paths = sorted(path for path in {*found, *wanted} if found.get(path) != wanted.get(path))
+    """What two folders differ in, but for what differs each time."""
+    one, other = ({path: _PASSING.sub(b"", content) for path, content in each.items()} for each in (found, wanted))
+    paths = sorted(path for path in {*one, *other} if one.get(path) != other.get(path))
     return [f"{', '.join(paths)}: not as in the result of a command that nobody ended"] if paths else []
 
 

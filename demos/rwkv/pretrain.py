@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,17 @@ class Size:
     low_rank: dict[str, int] = field(default_factory=dict)
 
 
+_small = partial(Size, hidden_size=256, layers=4, rows=3328, batch_size=16, held_out=64)
 SMALL = {
-    "x070": Size(
+    "x070": _small(
         fresh_x070,
-        256,
-        4,
-        3328,
-        200,
-        240,
-        16,
-        64,
-        {"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64},
+        steps=200,
+        adapter_steps=240,
+        low_rank={"decay_low_rank_dim": 32, "a_low_rank_dim": 32, "gate_low_rank_dim": 64},
     ),
-    "x060": Size(fresh_x060, 256, 4, 3328, 250, 300, 16, 64, {"decay_low_rank_dim": 32, "mix_low_rank_dim": 16}),
+    "x060": _small(
+        fresh_x060, steps=250, adapter_steps=300, low_rank={"decay_low_rank_dim": 32, "mix_low_rank_dim": 16}
+    ),
 }
 WORLD_01B = Size(fresh_x070, 768, 12, 65536, 40, 40, 4, 8)
 """The architecture of RWKV-7 World 0.1B: far too large to learn much in minutes on a CPU."""

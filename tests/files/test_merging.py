@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,11 @@ def test_pieces_are_the_whole(monkeypatch, variant, out_features, in_features, r
     pieces = list(edit.pieces(Held(weight)))
     assert len(pieces) == out_features // r
     assert torch.equal(torch.cat([piece() for piece in pieces]), whole)
+
+
+def test_pieces_of_another_size_are_not_written_as_a_tensor(tmp_path):
+    with open(tmp_path / "tensor", "wb") as file, pytest.raises(AssertionError, match="16 bytes have 12"):
+        rewrite.write_pieces(file, [partial(torch.zeros, 2), partial(torch.zeros, 1)], 16, lambda count: None)
 
 
 class TestRefusals:

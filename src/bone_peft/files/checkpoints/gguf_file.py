@@ -238,13 +238,14 @@ class GgufCheckpoint:
 
         shards = _shards(tensors)
         for file, names in shards.items():
-            with open(out / file, "wb") as target, sent_meanwhile(target, wrote) as wrote_some:
+            with open(out / file, "wb") as target, sent_meanwhile(target, wrote) as sent:
                 entries = {name: (self.dtype, tensors[name].shape) for name in names}
                 target.write(header_bytes(entries, {"format": "pt"}))
                 for name in names:
                     unchanged = Edit(name=name)
                     edit = unchanged if name in added else edits.get(name, unchanged)
-                    write_pieces(target, edit.pieces(Held(tensors[name].read())), wrote_some)
+                    held = Held(tensors[name].read())
+                    write_pieces(target, edit.pieces(held), held.nbytes, sent)
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -50,7 +50,7 @@ def rewrite_safetensors(
             new.write(old.read(source.data_start))
         for name, stored in source.tensors.items():
             if name in edits:
-                write_pieces(new, edits[name].pieces(stored), sent)
+                write_pieces(new, edits[name].pieces(stored), stored.nbytes, sent)
             else:
                 for block in _blocks(old, stored.offset, stored.nbytes):
                     _write(new, block, sent)
@@ -130,13 +130,17 @@ def write_torch(out: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int],
     wrote(sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def write_pieces(file: BinaryIO, pieces: Iterable[Piece], wrote: Callable[[int], None]) -> None:
-    """Write tensors, row-major, one after the other.
+def write_pieces(file: BinaryIO, pieces: Iterable[Piece], nbytes: int, wrote: Callable[[int], None]) -> None:
+    """Write the pieces of a tensor of ``nbytes``, row-major, one after the other.
 
     One thread writes: two would wait for each other at the file, in the kernel, and burn a core over it.
     """
-    for tensor in in_parallel(pieces):
-        _write(file, _memory(tensor), wrote)
+    left = nbytes
+    for piece in in_parallel(pieces):
+        _write(file, _memory(piece), wrote)
+        left -= piece.nbytes
+    if left:
+        raise AssertionError(f"the pieces of a tensor of {nbytes} bytes have {nbytes - left}")
 
 
 def _memory(tensor: Tensor) -> memoryview:
